@@ -1,0 +1,43 @@
+"""Checks of option values: each refuses with the option's name, the value given and what is allowed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from connector_sdk.errors import ConfigurationError
+
+__all__ = ["check_choice", "check_integer", "check_seconds"]
+
+
+def check_integer(option: str, value: object, *, minimum: int, maximum: int | None = None) -> int:
+    """Return *value* if it is a whole number in range (bool is not), else raise ConfigurationError."""
+    allowed = _range("a whole number", minimum, maximum)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigurationError(option, value, allowed)
+    if value < minimum or (maximum is not None and value > maximum):
+        raise ConfigurationError(option, value, allowed)
+    return int(value)
+
+
+def check_seconds(option: str, value: object, *, above: float | None = None, minimum: float = 0.0) -> float:
+    """Return *value* as float if it is a finite number of seconds >= *minimum* and > *above*."""
+    limit = f"above {above:g}" if above is not None else f"{minimum:g} or more"
+    allowed = f"a finite number of seconds, {limit}"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigurationError(option, value, allowed)
+    if value < minimum or (above is not None and value <= above):
+        raise ConfigurationError(option, value, allowed)
+    return float(value)
+
+
+def check_choice(option: str, value: object, choices: Iterable[str]) -> str:
+    """Return *value* if it is one of *choices*, else raise ConfigurationError that lists them."""
+    known = list(choices)
+    if isinstance(value, str) and value in known:
+        return value
+    raise ConfigurationError(option, value, "one of " + ", ".join(repr(choice) for choice in known))
+
+
+def _range(kind: str, minimum: int, maximum: int | None) -> str:
+    return f"{kind}, {minimum} or more" if maximum is None else f"{kind} from {minimum} to {maximum}"
