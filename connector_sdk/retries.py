@@ -80,7 +80,7 @@ def handler_retrying(
     *, retries: int, backoff: float, maximum: float, sleep: Callable[[float], Awaitable[None]]
 ) -> tenacity.AsyncRetrying:
     """
-    Build the policy that calls a failing handler again *retries* times: full jitter from *backoff* to *maximum* seconds.
+    Build the policy that calls a failing handler *retries* times more: full jitter from *backoff* to *maximum* seconds.
 
     The last error passes through. Only `Exception` is retried: cancellation never is.
     """
