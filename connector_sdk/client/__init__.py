@@ -1,0 +1,1 @@
+"""Getting events in: the clients, and the pure rules they stand on."""
