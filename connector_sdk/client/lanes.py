@@ -35,7 +35,7 @@ class Outcome(enum.Enum):
     UNFINISHED = "unfinished"  #: interrupted; never counts as finished, so its id is not passed
 
 
-class Delivery(msgspec.Struct, eq=False):
+class Delivery(msgspec.Struct, eq=False, gc=False):
     """One received event on its way."""
 
     payload: Payload
@@ -45,7 +45,7 @@ class Delivery(msgspec.Struct, eq=False):
     done: bool = False
 
 
-class _Mark(msgspec.Struct, eq=False):
+class _Mark(msgspec.Struct, eq=False, gc=False):
     """An id without an event: finished as soon as everything before it is."""
 
     id: str

@@ -103,15 +103,16 @@ class Runners:
     async def _work(self) -> None:
         lanes = self._lanes
         budget = _EVENTS_BETWEEN_CHECKPOINTS
+        self._waking = False
         while True:
-            self._waking = False
             taken = lanes.take()
             if taken is None:
                 if len(self._idle) >= _MOST_IDLE_TASKS:
                     return
                 await self._sleep()
+                self._waking = False
                 continue
-            if lanes.ready:
+            if lanes.ready and not self._waking:
                 self._wake_task()
             budget = await self._run_lane(*taken, budget)
             if lanes.ready_threaded:

@@ -103,6 +103,10 @@ class SSEParser:
 
     def feed(self, chunk: bytes) -> list[Item]:
         """Take the next bytes of the body; return the items they complete, in order."""
+        if not (self._lines or self._partial or self._at_start or self._after_cr):
+            event = self._whole_event(chunk)
+            if event is not None:
+                return [event]
         items: list[Item] = []
         if self._at_start:
             chunk = self._without_bom(chunk)
@@ -132,6 +136,27 @@ class SSEParser:
         if rest:
             self._keep_partial(rest)
         return items
+
+    def _whole_event(self, chunk: bytes) -> ServerSentEvent | None:
+        """The event, when the chunk is exactly one of an id and one line of data: what a live connector sends."""
+        end = len(chunk) - 2
+        start = 0
+        event_id = None
+        if chunk.startswith(b"id: "):
+            start = chunk.find(b"\n") + 1
+            event_id = chunk[4 : start - 1]
+            if b"\0" in event_id:
+                return None
+        if (
+            not chunk.startswith(b"data: ", start)
+            or chunk.find(b"\n", start) != end
+            or not chunk.endswith(b"\n\n")
+            or b"\r" in chunk
+            or end >= self._max_bytes
+        ):
+            return None
+        data = chunk[start + 6 : end]
+        return ServerSentEvent("message", data, None if event_id is None else event_id.decode("utf-8", "replace"))
 
     def _take_line(self, line: bytes, items: list[Item]) -> None:
         if line[0] == _COLON:
