@@ -25,6 +25,7 @@ Everything this library raises on purpose.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Self
 
 __all__ = [
     "BufferClosedError",
@@ -142,6 +143,13 @@ class FatalStreamError(StreamError):
 
 class HandlerError(ConnectorError):
     """A callback raised and its failure policy is to stop the client; the callback's error is `__cause__`."""
+
+    @classmethod
+    def of(cls, name: str, cause: BaseException) -> Self:
+        """The error for the callback *name* that raised *cause*."""
+        error = cls(f"the callback {name} raised {type(cause).__name__}, and its policy is to stop the client")
+        error.__cause__ = cause
+        return error
 
 
 class CheckpointError(ConnectorError):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from contextvars import ContextVar
@@ -20,27 +19,25 @@ import anyio
 import httpx
 
 from connector_sdk.client.connect import Opener, body_of, close_response, http_client_for
-from connector_sdk.client.handlers import Handler, Handlers
+from connector_sdk.client.dispatch import Dispatcher
+from connector_sdk.client.handlers import Handlers
 from connector_sdk.client.hooks import Hooks
-from connector_sdk.client.intake import Intake, Refusal
+from connector_sdk.client.intake import Intake
 from connector_sdk.client.keeper import CheckpointKeeper
-from connector_sdk.client.lanes import Delivery, Lanes, Outcome
+from connector_sdk.client.lanes import Lanes
 from connector_sdk.client.options import ClientOptions
 from connector_sdk.client.runners import Runners
 from connector_sdk.client.session import ConnectionState, Session
-from connector_sdk.client.sse import CursorMoved, Item, OversizedEvent, RetryAdvised, ServerSentEvent, SSEParser
+from connector_sdk.client.sse import Item, SSEParser
 from connector_sdk.client.stats import ClientStats, StopReport
 from connector_sdk.errors import (
     ClientStateError,
     ConnectorError,
-    HandlerError,
-    PayloadError,
     RetriesExhaustedError,
     TransientStreamError,
 )
 from connector_sdk.ledger import DropReason
 from connector_sdk.observe import Notifier, RateLimitedLogger, redact_url
-from connector_sdk.payloads import Payload
 from connector_sdk.retries import ReconnectSchedule
 from connector_sdk.wakeups import Waker, current_waker
 
@@ -87,9 +84,7 @@ class Engine:
         self._waker: Waker | None = None
         self._runners: Runners | None = None
         self._watchers: set[Callable[[], object]] = set()
-        self._received_at: float | None = None
-        self._drops: list[tuple[DropReason, Payload | None, PayloadError | None]] = []
-        self._failures: list[tuple[Handler, Payload, Exception]] = []
+        self.dispatcher = Dispatcher(self, self._obey_server, notifier)
 
     # The run
 
@@ -141,7 +136,7 @@ class Engine:
         self.report = report
         if report.left:
             logger.warning("%s: ended with %d events unfinished", self.options.stream, report.left)
-            self._tell_observer_of_drops(Counter({DropReason.ABANDONED: report.left}))
+            self._notifier.tell("events_dropped", source="client", reason=str(DropReason.ABANDONED), count=report.left)
         if self.failure is not None:
             self.closed_reason = str(self.failure) or type(self.failure).__name__
         elif not self.closed_reason:
@@ -191,11 +186,12 @@ class Engine:
     async def _pump(self, runners: Runners) -> None:
         try:
             async with aclosing(self.batches()) as batches:
+                dispatch = self.dispatcher.dispatch
                 async for items in batches:
-                    rest = self._dispatch(items)
+                    rest = dispatch(items)
                     runners.prod()
-                    if rest or self._drops or self._failures:
-                        await self._dispatch_waiting(rest, runners)
+                    if rest or self.dispatcher.has_news:
+                        await self.dispatcher.dispatch_waiting(rest, runners.prod)
         except ConnectorError as error:
             self.failure = self.failure or error
 
@@ -213,8 +209,8 @@ class Engine:
 
     async def _opened(self, response: httpx.Response) -> None:
         now = time.monotonic()
-        if self._received_at is not None:
-            self.session.last_event_at = time.time() - (now - self._received_at)
+        if self.dispatcher.received_at is not None:
+            self.session.last_event_at = time.time() - (now - self.dispatcher.received_at)
         headers = {name.lower(): value for name, value in response.headers.items()}
         gap = self.session.connected(headers, now=now, wall_clock=time.time())
         self._announce("")
@@ -258,119 +254,14 @@ class Engine:
         error.__cause__ = failure
         return error
 
+    def _obey_server(self, seconds: float) -> None:
+        self._schedule.obey_server(seconds)
+
     def _fresh_schedule(self) -> ReconnectSchedule:
         options = self.options
         return ReconnectSchedule(
             initial=options.initial_backoff, maximum=options.max_backoff, max_retries=options.max_retries
         )
-
-    # Events
-
-    def _dispatch(self, items: list[Item]) -> list[Item | Delivery]:
-        """Hand every item on without waiting; returns what found no place, for `_dispatch_waiting`."""
-        now = self._received_at = time.monotonic()
-        session, lanes, take = self.session, self.lanes, self.intake.take
-        for index, item in enumerate(items):
-            if type(item) is not ServerSentEvent:
-                self.control(item)
-                continue
-            delivery = take(item, now)
-            if item.id is not None:
-                session.cursor = item.id
-            if isinstance(delivery, Delivery):
-                if delivery.plan.is_inline and not lanes.is_busy(delivery.payload.session_id):
-                    lanes.ran_inline(delivery, self._run_inline(delivery))
-                    continue
-                dropped = lanes.offer(delivery)
-                if dropped is None:
-                    return [delivery, *items[index + 1 :]]
-                for drop in dropped:
-                    self._drops.append((DropReason.OVERFLOW, drop.payload, None))
-            elif delivery is not None:
-                self.refuse(delivery)
-            elif item.id is not None:
-                lanes.pass_id(item.id)
-        if self._notifier.active:
-            self._notifier.tell("events_received", count=sum(type(item) is ServerSentEvent for item in items))
-        return _NOTHING
-
-    async def _dispatch_waiting(self, rest: list[Item | Delivery], runners: Runners) -> None:
-        """Tell of drops and failures, and wait for a place for what is left of a batch."""
-        await self.tell()
-        while rest:
-            first = rest[0]
-            assert isinstance(first, Delivery)
-            try:
-                while self.lanes.offer(first) is None:
-                    place = anyio.Event()
-                    if self.lanes.when_space(lambda place=place: self.wake(place.set)):  # type: ignore[misc]  # bound
-                        await place.wait()
-            except BaseException:
-                self.lanes.refused(DropReason.ABANDONED)
-                raise
-            remaining = [item for item in rest[1:] if not isinstance(item, Delivery)]
-            rest = self._dispatch(remaining)
-            runners.prod()
-            await self.tell()
-
-    def control(self, item: Item) -> None:
-        """Take an item that is no event."""
-        if isinstance(item, RetryAdvised):
-            self._schedule.obey_server(item.milliseconds / 1000)
-        elif isinstance(item, CursorMoved):
-            self.session.cursor = item.id
-            self.lanes.pass_id(item.id)
-        elif isinstance(item, OversizedEvent):
-            if item.id is not None:
-                self.session.cursor = item.id
-            error = PayloadError(
-                f"an event of {item.size} bytes in {item.lines} lines is over the limit of max_event_bytes="
-                f"{self.options.max_event_bytes} (or of lines) and was dropped"
-            )
-            self.refuse(Refusal(DropReason.OVERSIZED, item.id, None, error))
-
-    def refuse(self, refusal: Refusal) -> None:
-        """Count an event that goes no further; `tell` tells of it."""
-        self.lanes.refused(refusal.reason, refusal.event_id)
-        if refusal.reason is not DropReason.DUPLICATE or self._notifier.active:
-            self._drops.append((refusal.reason, refusal.payload, refusal.error))
-
-    def _run_inline(self, delivery: Delivery) -> Outcome:
-        outcome = Outcome.DELIVERED
-        for handler in delivery.plan.handlers:
-            try:
-                handler.fn(delivery.payload)
-            except Exception as error:  # noqa: BLE001 - the stream goes on, see FailurePolicy
-                self._failures.append((handler, delivery.payload, error))
-                outcome = Outcome.PARKED if handler.last_resort == "park" else Outcome.FAILED
-                if handler.last_resort == "stop":
-                    self.fail(HandlerError(f"the callback {handler.name} raised {type(error).__name__}"))
-                    return Outcome.UNFINISHED
-        return outcome
-
-    async def tell(self) -> None:
-        """Tell hooks and observer what happened in the last batch; the reader waits, so nothing piles up."""
-        failures, self._failures = self._failures, []
-        for handler, payload, error in failures:
-            self.hooks.handler_failed(handler, payload, error)
-            await self.hooks.call("error", error, payload)
-        drops, self._drops = self._drops, []
-        if not drops:
-            return
-        self._tell_observer_of_drops(Counter(reason for reason, _, _ in drops))
-        total = self.lanes.dropped
-        told = [drop for drop in drops if drop[1] is not None and drop[0] is not DropReason.DUPLICATE]
-        for number, (_, dropped, _) in enumerate(told, total - len(told) + 1):
-            await self.hooks.call("drop", dropped, number)
-        for reason, _, problem in drops:
-            if reason is not DropReason.DUPLICATE:
-                self._log.warning(f"drop {reason}", "%s: an event was dropped: %s", self.options.stream, reason)
-            if problem is not None:
-                await self.hooks.call("error", problem, None)
-
-    def _tell_observer_of_drops(self, counts: Counter[DropReason]) -> None:
-        for reason, count in counts.items():
-            self._notifier.tell("events_dropped", source="client", reason=str(reason), count=count)
 
     # From any thread
 
@@ -458,12 +349,9 @@ class Engine:
             last_event_id=self.session.cursor,
             finished_event_id=self.lanes.finished_id or "",
             checkpoint_event_id=self.keeper.saved or "",
-            last_event_age=None if self._received_at is None else now - self._received_at,
+            last_event_age=None if self.dispatcher.received_at is None else now - self.dispatcher.received_at,
             oldest_age=None if oldest is None else now - oldest,
         )
 
     def __repr__(self) -> str:
         return f"<{self.options.stream} {self.session.state}>"
-
-
-_NOTHING: list[Item | Delivery] = []

@@ -100,10 +100,10 @@ class Pull:
             items = await anext(self._batches)
         except StopAsyncIteration:
             return False
-        now = time.monotonic()
+        now = self._engine.dispatcher.received_at = time.monotonic()
         for item in items:
             if not isinstance(item, ServerSentEvent):
-                self._engine.control(item)
+                self._engine.dispatcher.control(item)
                 continue
             if item.id is not None:
                 self._engine.session.cursor = item.id
@@ -111,8 +111,8 @@ class Pull:
             if isinstance(taken, Delivery):
                 self._ready.append(taken)
             elif isinstance(taken, Refusal):
-                self._engine.refuse(taken)
-        await self._engine.tell()
+                self._engine.dispatcher.refuse(taken)
+        await self._engine.dispatcher.tell()
         return True
 
 

@@ -188,11 +188,7 @@ class Runners:
         if handler.last_resort == "park":
             return Outcome.PARKED
         if handler.last_resort == "stop":
-            failure = HandlerError(
-                f"the callback {handler.name} raised {type(error).__name__}, and its policy is to stop"
-            )
-            failure.__cause__ = error
-            self._fail(failure)
+            self._fail(HandlerError.of(handler.name, error))
             return Outcome.UNFINISHED
         return Outcome.FAILED
 

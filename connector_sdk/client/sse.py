@@ -101,7 +101,7 @@ class SSEParser:
         self._lines = 0
         self._oversized = False
 
-    def feed(self, chunk: bytes) -> list[Item]:
+    def feed(self, chunk: bytes) -> list[Item]:  # noqa: C901, PLR0912 - one pass over the bytes, as quick as can be
         """Take the next bytes of the body; return the items they complete, in order."""
         if not (self._lines or self._partial or self._at_start or self._after_cr):
             event = self._whole_event(chunk)
