@@ -76,10 +76,6 @@ def test_bytes_that_are_no_utf8_are_replaced() -> None:
     assert isinstance(item, ServerSentEvent)
     unknown = "\N{REPLACEMENT CHARACTER}"
     assert (item.type, item.id, item.text) == (f"a{unknown}", unknown, f"x{unknown}")
-        "a\N{REPLACEMENT CHARACTER}",
-        "\N{REPLACEMENT CHARACTER}",
-        "x\N{REPLACEMENT CHARACTER}",
-    )
 
 
 def test_an_oversized_event_is_reported_and_the_stream_goes_on() -> None:
@@ -133,8 +129,9 @@ def test_peak_memory_stays_under_twice_the_limit() -> None:
 PIECES = st.lists(
     st.one_of(
         st.sampled_from(
-            [b"data: ", b"data:", b"data", b"id: ", b"id: 12", b"id:", b"event: e", b"retry: 10", b"\n", b"\n\n", b"\r", b"\r\n",
-             b": c", b":", b"\0", b"\xef\xbb\xbf", b"\xff", b" ", b"data: hello\n\n", b"id: 5\ndata: {}\n\n", b"x" * 40]
+            [b"data: ", b"data:", b"data", b"id: ", b"id: 12", b"id:", b"event: e", b"retry: 10", b"\n", b"\n\n",
+             b"\r", b"\r\n", b": c", b":", b"\0", b"\xef\xbb\xbf", b"\xff", b" ", b"data: hello\n\n", b"id: 5\ndata: {}\n\n",
+             b"x" * 40]
         ),
         st.binary(max_size=12),
     ),
