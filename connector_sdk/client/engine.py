@@ -91,7 +91,7 @@ class Engine:
     async def run(self) -> None:
         """Receive until stopped or told 204 (returns), or until an error that no retry mends (raises it)."""
         self.begin()
-        running_engine.set(self)
+        outer = running_engine.set(self)
         runners = self._runners = Runners(
             self.lanes, self.handlers, self.hooks, max_threads=self.options.max_threads, fail=self.fail
         )
@@ -113,6 +113,7 @@ class Engine:
                 await self.keeper.save_last()
                 left = self.lanes.ledger().dropped.get(DropReason.ABANDONED, 0) - given_up
                 self.end(StopReport(drained=drained and not left, left=left, running=running))
+            running_engine.reset(outer)
         if self.failure is not None:
             raise self.failure
 

@@ -53,7 +53,7 @@ class Runners:
         self._waking = False
         self._calls: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
-        self._finished_threads: anyio.Event | None = None
+        self._ended = 0
         self._held_up = anyio.Event()
 
     def start(self, task_group: anyio.abc.TaskGroup) -> None:
@@ -61,6 +61,7 @@ class Runners:
         self._task_group = task_group
         self._waker = current_waker()
         self._token = anyio.lowlevel.current_token()
+        self._all_ended = anyio.Event()
         task_group.start_soon(self._add_threads_when_held_up)
 
     def prod(self) -> None:
@@ -80,16 +81,13 @@ class Runners:
         return threading.current_thread() in self._threads
 
     async def close(self, grace: float) -> int:
-        """End the threads; wait up to *grace* seconds for them. Returns how many still run a handler: they are left alone."""
+        """End the threads; wait up to *grace* seconds. Returns how many still run a handler: they are left alone."""
         for _ in self._threads:
             self._calls.put(False)
-        with anyio.move_on_after(grace):
-            while any(thread.is_alive() for thread in self._threads):
-                self._finished_threads = anyio.Event()
-                if any(thread.is_alive() for thread in self._threads):
-                    with anyio.move_on_after(0.05):
-                        await self._finished_threads.wait()
-        return sum(thread.is_alive() for thread in self._threads)
+        if self._threads:
+            with anyio.move_on_after(grace):
+                await self._all_ended.wait()
+        return len(self._threads) - self._ended
 
     # Tasks
 
@@ -230,9 +228,12 @@ class Runners:
                     following = lanes.finish(lane, following, self._run_in_thread(following))
                 if lanes.ready:
                     self._waker(self.prod)
-        finished = self._finished_threads
-        if finished is not None:
-            self._waker(finished.set)
+        self._waker(self._thread_ended)
+
+    def _thread_ended(self) -> None:
+        self._ended += 1
+        if self._ended == len(self._threads):
+            self._all_ended.set()
 
     def _run_in_thread(self, delivery: Delivery) -> Outcome:
         worst = Outcome.DELIVERED
