@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 from functools import cache
 from typing import Final, cast
 
@@ -109,7 +109,7 @@ class Opener:
         return check_token("token", answer)
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def http_client_for(options: ClientOptions) -> AsyncIterator[httpx.AsyncClient]:
     """The caller's client, left open; or one of our own for this run, closed at its end."""
     if options.http_client is not None:
@@ -131,10 +131,25 @@ def body_of(response: httpx.Response) -> AsyncIterator[bytes]:
     return response.aiter_bytes()
 
 
-async def close_response(response: httpx.Response) -> None:
-    """Close the connection, also when we are being cancelled."""
+async def close_response(response: httpx.Response, body: AsyncIterator[bytes] | None = None) -> None:
+    """Close the connection, also when we are being cancelled; *body* is what was being iterated over."""
     with anyio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+        if body is not None:
+            await _end(body)
         await response.aclose()
+
+
+async def _end(body: AsyncIterator[bytes]) -> None:
+    """
+    End a body that was left in the middle.
+
+    httpx nests generators, and closing the outermost would leave the others to the garbage collector. A read that is
+    cancelled ends them all, from the innermost outwards.
+    """
+    with anyio.CancelScope() as scope, contextlib.suppress(httpx.HTTPError, httpx.StreamError):
+        scope.cancel()
+        async for _ in body:
+            pass
 
 
 @cache

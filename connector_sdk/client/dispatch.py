@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Protocol
 
 import anyio
 
-from connector_sdk.client.handlers import Handler
 from connector_sdk.client.hooks import Hooks
 from connector_sdk.client.intake import Intake, Refusal
 from connector_sdk.client.lanes import Delivery, Lanes, Outcome
@@ -56,15 +55,15 @@ class Dispatcher:
         self._obey_server = obey_server
         self._notifier = notifier
         self._log = RateLimitedLogger(logger)
-        self._drops: list[tuple[DropReason, Payload | None, PayloadError | None]] = []
-        self._failures: list[tuple[Handler, Payload, Exception]] = []
+        self._counts: Counter[DropReason] = Counter()
+        self._calls: deque[tuple[str, tuple[object, ...]]] = deque()
         #: Monotonic time of the last batch.
         self.received_at: float | None = None
 
     @property
     def has_news(self) -> bool:
         """Whether there is something to `tell`."""
-        return bool(self._drops or self._failures)
+        return bool(self._counts or self._calls)
 
     def dispatch(self, items: list[Item]) -> list[Item | Delivery]:
         """Hand every item on without waiting; returns what found no place, for `dispatch_waiting`."""
@@ -85,7 +84,7 @@ class Dispatcher:
                 if dropped is None:
                     return [delivery, *items[index + 1 :]]
                 for drop in dropped:
-                    self._drops.append((DropReason.OVERFLOW, drop.payload, None))
+                    self._note_drop(DropReason.OVERFLOW, drop.payload)
             elif delivery is not None:
                 self.refuse(delivery)
             elif item.id is not None:
@@ -140,8 +139,7 @@ class Dispatcher:
     def refuse(self, refusal: Refusal) -> None:
         """Count an event that goes no further; `tell` tells of it."""
         self._lanes.refused(refusal.reason, refusal.event_id)
-        if refusal.reason is not DropReason.DUPLICATE or self._notifier.active:
-            self._drops.append((refusal.reason, refusal.payload, refusal.error))
+        self._note_drop(refusal.reason, refusal.payload, refusal.error)
 
     def _run_inline(self, delivery: Delivery) -> Outcome:
         outcome = Outcome.DELIVERED
@@ -149,7 +147,8 @@ class Dispatcher:
             try:
                 handler.fn(delivery.payload)
             except Exception as error:  # noqa: BLE001 - the stream goes on, see FailurePolicy
-                self._failures.append((handler, delivery.payload, error))
+                self._run.hooks.handler_failed(handler, delivery.payload, error)
+                self._calls.append(("error", (error, delivery.payload)))
                 outcome = Outcome.PARKED if handler.last_resort == "park" else Outcome.FAILED
                 if handler.last_resort == "stop":
                     self._run.fail(HandlerError.of(handler.name, error))
@@ -157,26 +156,28 @@ class Dispatcher:
         return outcome
 
     async def tell(self) -> None:
-        """Tell hooks and observer what happened in the last batch; the reader waits, so nothing piles up."""
+        """
+        Tell logs, observer and hooks what happened in the last batch; the reader waits, so nothing piles up.
+
+        Cancelled, it goes on where it was when it is called again.
+        """
         hooks = self._run.hooks
-        failures, self._failures = self._failures, []
-        for handler, payload, error in failures:
-            hooks.handler_failed(handler, payload, error)
-            await hooks.call("error", error, payload)
-        drops, self._drops = self._drops, []
-        if not drops:
-            return
-        for reason, count in Counter(reason for reason, _, _ in drops).items():
+        counts, self._counts = self._counts, Counter()
+        for reason, count in counts.items():
             self._notifier.tell("events_dropped", source="client", reason=str(reason), count=count)
             if reason is not DropReason.DUPLICATE:
                 stream = self._run.options.stream
                 self._log.warning(f"drop {reason}", "%s: dropped %d events: %s", stream, count, reason)
-        told = [payload for reason, payload, _ in drops if payload is not None]
-        for number, dropped in enumerate(told, self._lanes.dropped - len(told) + 1):
-            await hooks.call("drop", dropped, number)
-        for _, _, problem in drops:
-            if problem is not None:
-                await hooks.call("error", problem, None)
+        while self._calls:
+            moment, arguments = self._calls.popleft()
+            await hooks.call(moment, *arguments)
+
+    def _note_drop(self, reason: DropReason, payload: Payload | None, error: PayloadError | None = None) -> None:
+        self._counts[reason] += 1
+        if payload is not None:
+            self._calls.append(("drop", (payload, self._lanes.dropped)))
+        if error is not None:
+            self._calls.append(("error", (error, None)))
 
 
 _NOTHING: list[Item | Delivery] = []

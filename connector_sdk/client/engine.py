@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Final
@@ -49,6 +49,7 @@ logger = logging.getLogger(__name__)
 running_engine: ContextVar[Engine | None] = ContextVar("running_engine", default=None)
 
 _DRAIN_AT_END: Final = 10.0  # seconds for the handlers when the run ends by itself
+_TELLING: Final = 1.0  # seconds for the hooks to hear of the last drops, also when nothing is to be finished
 _THREAD_GRACE: Final = 0.2  # seconds for threads that are told to end while a handler runs
 
 
@@ -163,6 +164,7 @@ class Engine:
             while True:
                 error: TransientStreamError | None = None
                 response: httpx.Response | None = None
+                body: AsyncIterator[bytes] | None = None
                 self.move(ConnectionState.CONNECTING)
                 try:
                     response = await opener.open(self.session)
@@ -171,7 +173,8 @@ class Engine:
                         return
                     await self._opened(response)
                     feed = SSEParser(self.options.max_event_bytes).feed
-                    async for chunk in body_of(response):
+                    body = body_of(response)
+                    async for chunk in body:
                         items = feed(chunk)
                         if items:
                             yield items
@@ -181,7 +184,7 @@ class Engine:
                     error = self._transient(failure)
                 finally:
                     if response is not None:
-                        await close_response(response)
+                        await close_response(response, body)
                 await self._lost(error or TransientStreamError("the server ended the stream"))
 
     async def _pump(self, runners: Runners) -> None:
@@ -200,6 +203,8 @@ class Engine:
         """Let the handlers finish what was received; False when they did not in time."""
         timeout = _DRAIN_AT_END if self._stop_timeout is None else self._stop_timeout
         idle = anyio.Event()
+        with anyio.move_on_after(max(timeout, _TELLING)):
+            await self.dispatcher.tell()
         with anyio.move_on_after(timeout):
             if self.lanes.when_idle(lambda: self.wake(idle.set)):
                 await idle.wait()

@@ -21,6 +21,8 @@ __all__ = ["HOOKS", "Hooks"]
 
 logger = logging.getLogger(__name__)
 
+_LAST_WORD: Final = 1.0  # seconds for a hook that begins when everything is being cancelled
+
 #: The moments one can hear of.
 HOOKS: Final = ("connect", "disconnect", "drop", "error", "gap")
 
@@ -67,7 +69,7 @@ class Hooks:
                 if is_async_callable(hook):
                     result = hook(*arguments)
                 else:
-                    result = await anyio.to_thread.run_sync(hook, *arguments, abandon_on_cancel=True)
+                    result = await _in_thread(hook, arguments)
                 if inspect.isawaitable(result):
                     await result
             except Exception as error:  # noqa: BLE001 - a hook is not ours, and must harm nothing
@@ -100,6 +102,26 @@ class Hooks:
         self.errors += 1
         self._log.warning(f"hook {moment}", "an on_%s hook raised %s", moment, type(error).__name__)
         logger.debug("an on_%s hook raised", moment, exc_info=error)
+
+
+async def _in_thread(hook: Callable[..., object], arguments: tuple[object, ...]) -> object:
+    """Call a plain hook in a thread: also when we are cancelled before it began, for what it tells is told once."""
+    calls = [hook]  # whoever pops it makes the call: this thread, or the one that is left alone
+
+    def call() -> object:
+        try:
+            only = calls.pop()
+        except IndexError:
+            return None
+        return only(*arguments)
+
+    try:
+        return await anyio.to_thread.run_sync(call, abandon_on_cancel=True)
+    except anyio.get_cancelled_exc_class():
+        if calls:
+            with anyio.move_on_after(_LAST_WORD, shield=True):
+                await anyio.to_thread.run_sync(call, abandon_on_cancel=True)
+        raise
 
 
 async def wait_for(awaitable: object) -> object:

@@ -76,7 +76,8 @@ class Lanes:
     def __init__(self, *, max_size: int, policy: OverflowPolicy, concurrency: int) -> None:
         self._lock = threading.Lock()
         self._lanes: dict[str, Lane] = {}
-        self._ready: deque[Lane] = deque()
+        #: Lanes that wait for a runner on the event loop; others may only ask whether there are any.
+        self.ready_lanes: deque[Lane] = deque()
         self._ready_threaded: deque[Lane] = deque()
         self._max_size = max_size
         self._low_water = max_size // 2
@@ -125,7 +126,7 @@ class Lanes:
             self._queued += 1
             if lane.runners < self._concurrency:
                 lane.runners += 1
-                (self._ready_threaded if delivery.plan.is_threaded else self._ready).append(lane)
+                (self._ready_threaded if delivery.plan.is_threaded else self.ready_lanes).append(lane)
         return dropped
 
     def is_busy(self, session_id: str | None) -> bool:
@@ -135,6 +136,7 @@ class Lanes:
     def ran_inline(self, delivery: Delivery, outcome: Outcome) -> None:
         """Count an event that the reader ran itself."""
         with self._lock:
+            delivery.started = True
             self._received += 1
             self._in_order.append(delivery)
             self._count(delivery, outcome)
@@ -177,7 +179,7 @@ class Lanes:
     def take(self) -> tuple[Lane, Delivery] | None:
         """Hold a ready lane, for a runner on the event loop; None when there is none."""
         with self._lock:
-            return self._take(self._ready)
+            return self._take(self.ready_lanes)
 
     def take_threaded(self) -> tuple[Lane, Delivery] | None:
         """Hold a ready lane, for a runner in a thread; None when there is none, and this thread counts as asleep."""
@@ -185,17 +187,26 @@ class Lanes:
             taken = self._take(self._ready_threaded)
             if taken is None:
                 self._threads_awake -= 1
-            else:
-                self.taken_by_threads += 1
         return taken
 
-    def finish(self, lane: Lane, delivery: Delivery, outcome: Outcome) -> Delivery | None:
-        """Count the event just run and get the lane's next; None when the runner must let the lane go."""
+    def finish(self, lane: Lane, delivery: Delivery, outcome: Outcome) -> tuple[Lane, Delivery] | None:
+        """
+        Count the event just run, and get the next: of the same lane, or of another that is ready.
+
+        None when there is none for this kind of runner; a thread then counts as asleep.
+        """
         calls: list[Callable[[], object]] | None = None
+        threaded = delivery.plan.is_threaded
         with self._lock:
             self._running -= 1
-            following = self._next_of(lane, delivery.plan.is_threaded)
             advanced = self._count(delivery, outcome)
+            following = self._next_of(lane, threaded)
+            if following is not None:
+                taken: tuple[Lane, Delivery] | None = (lane, following)
+            else:
+                taken = self._take(self._ready_threaded if threaded else self.ready_lanes)
+                if threaded and taken is None:
+                    self._threads_awake -= 1
             if self._on_space is not None and self._queued <= self._low_water:
                 calls = [self._on_space]
                 self._on_space = None
@@ -208,12 +219,7 @@ class Lanes:
         if calls:
             for call in calls:
                 call()
-        return following
-
-    @property
-    def ready(self) -> int:
-        """Lanes that wait for a runner on the event loop."""
-        return len(self._ready)
+        return taken
 
     @property
     def ready_threaded(self) -> int:
@@ -277,7 +283,7 @@ class Lanes:
                 self._dropped[DropReason.ABANDONED] += self._queued
             self._queued = 0
             self._lanes = {}
-            self._ready.clear()
+            self.ready_lanes.clear()
             self._ready_threaded.clear()
             self._in_order.clear()
 
@@ -293,6 +299,8 @@ class Lanes:
             lane = ready.popleft()
             delivery = self._next_of(lane, ready is self._ready_threaded)
             if delivery is not None:
+                if ready is self._ready_threaded:
+                    self.taken_by_threads += 1
                 return lane, delivery
         return None
 
@@ -304,7 +312,7 @@ class Lanes:
                 del self._lanes[lane.key]
             return None
         if items[0].plan.is_threaded is not threaded:
-            (self._ready if threaded else self._ready_threaded).append(lane)
+            (self.ready_lanes if threaded else self._ready_threaded).append(lane)
             return None
         delivery = items.popleft()
         delivery.started = True

@@ -67,7 +67,7 @@ class Runners:
     def prod(self) -> None:
         """See that what is ready gets a runner. Call it on the event loop after an offer; cheap when nothing is to do."""
         lanes = self._lanes
-        if lanes.ready and not self._waking:
+        if lanes.ready_lanes and not self._waking:
             self._wake_task()
         if lanes.ready_threaded:
             awake = lanes.wake_thread(self._max_threads)
@@ -100,21 +100,16 @@ class Runners:
 
     async def _work(self) -> None:
         lanes = self._lanes
-        budget = _EVENTS_BETWEEN_CHECKPOINTS
         self._waking = False
         while True:
             taken = lanes.take()
-            if taken is None:
-                if len(self._idle) >= _MOST_IDLE_TASKS:
-                    return
+            if taken is not None:
+                await self._run_lanes(taken)
+            elif len(self._idle) < _MOST_IDLE_TASKS:
                 await self._sleep()
                 self._waking = False
-                continue
-            if lanes.ready and not self._waking:
-                self._wake_task()
-            budget = await self._run_lane(*taken, budget)
-            if lanes.ready_threaded:
-                self.prod()
+            else:
+                return
 
     async def _sleep(self) -> None:
         event = anyio.Event()
@@ -125,12 +120,15 @@ class Runners:
             if event in self._idle:
                 self._idle.remove(event)
 
-    async def _run_lane(self, lane: Lane, delivery: Delivery | None, budget: int) -> int:
-        finish = self._lanes.finish
-        outcome = Outcome.UNFINISHED
+    async def _run_lanes(self, taken: tuple[Lane, Delivery] | None) -> None:
+        """Run one event after the other, of this lane and then of those that are ready, until there is none."""
+        lanes, finish = self._lanes, self._lanes.finish
+        budget = _EVENTS_BETWEEN_CHECKPOINTS
         try:
-            while delivery is not None:
-                outcome = Outcome.UNFINISHED
+            while taken is not None:
+                if lanes.ready_lanes and not self._waking:
+                    self._wake_task()
+                delivery = taken[1]
                 fn = delivery.plan.only_async
                 if fn is not None:
                     try:
@@ -140,16 +138,17 @@ class Runners:
                         outcome = await self._gave_up(delivery.plan.handlers[0], delivery, error)
                 else:
                     outcome = await self._run_handlers(delivery)
-                delivery = finish(lane, delivery, outcome)
+                taken = finish(taken[0], delivery, outcome)
                 budget -= 1
                 if not budget:
                     await anyio.lowlevel.checkpoint()
                     budget = _EVENTS_BETWEEN_CHECKPOINTS
+            if lanes.ready_threaded:
+                self.prod()
         except BaseException:
-            while delivery is not None:
-                delivery = finish(lane, delivery, Outcome.UNFINISHED)
+            while taken is not None:
+                taken = finish(*taken, Outcome.UNFINISHED)
             raise
-        return budget
 
     async def _run_handlers(self, delivery: Delivery) -> Outcome:
         worst = Outcome.DELIVERED
@@ -221,13 +220,12 @@ class Runners:
     def _thread_main(self) -> None:
         lanes = self._lanes
         while self._calls.get():
-            while (taken := lanes.take_threaded()) is not None:
+            taken = lanes.take_threaded()
+            while taken is not None:
                 lane, delivery = taken
-                following: Delivery | None = delivery
-                while following is not None:
-                    following = lanes.finish(lane, following, self._run_in_thread(following))
-                if lanes.ready:
-                    self._waker(self.prod)
+                taken = lanes.finish(lane, delivery, self._run_in_thread(delivery))
+            if lanes.ready_lanes:
+                self._waker(self.prod)
         self._waker(self._thread_ended)
 
     def _thread_ended(self) -> None:

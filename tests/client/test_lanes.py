@@ -127,11 +127,9 @@ def test_a_lane_moves_between_kinds_of_runner_and_keeps_its_order() -> None:
     for take in (queue.take, queue.take_threaded, queue.take):
         taken = take()
         assert taken is not None
-        lane, current = taken
-        following: Delivery | None = current
-        while following is not None:
-            order.append(following.payload.event_id)
-            following = queue.finish(lane, following, Outcome.DELIVERED)
+        while taken is not None:
+            order.append(taken[1].payload.event_id)
+            taken = queue.finish(*taken, Outcome.DELIVERED)
     assert order == ["0", "1", "2", "3"]
     assert not queue.is_busy("a")
 
@@ -185,7 +183,7 @@ def test_any_history_balances_and_keeps_order(
             if outcome is not Outcome.UNFINISHED:
                 unfinished.discard(int(current.payload.event_id or 0))
             following = queue.finish(lane, current, outcome)
-            held += [(lane, following)] if following else []
+            held += [following] if following else []
         elif step == "pass":
             number += 1
             queue.pass_id(str(number))
@@ -217,14 +215,10 @@ def test_threads_share_the_lanes_without_loss() -> None:
     def run() -> None:
         while not (offered.is_set() and not queue.queued):
             taken = queue.take()
-            if taken is None:
-                continue
-            lane, current = taken
-            following: Delivery | None = current
-            while following is not None:
-                seen[lane.key].append(int(following.payload.event_id or 0))
+            while taken is not None:
+                seen[taken[0].key].append(int(taken[1].payload.event_id or 0))
                 assert queue.ledger().balanced
-                following = queue.finish(lane, following, Outcome.DELIVERED)
+                taken = queue.finish(*taken, Outcome.DELIVERED)
 
     threads = [threading.Thread(target=run) for _ in range(4)]
     for thread in threads:
@@ -252,9 +246,8 @@ def test_abandoned_lanes_start_clean(number: int) -> None:
     assert taken is not None
     queue.abandon()
     queue.offer(delivery(7))
-    queue.finish(*taken, Outcome.DELIVERED)
+    again = queue.finish(*taken, Outcome.DELIVERED)
     assert queue.is_busy("a"), "the new lane of the same session is another one"
-    again = queue.take()
     assert again is not None
     queue.finish(*again, Outcome.DELIVERED)
     assert queue.ledger().balanced

@@ -15,7 +15,6 @@ from connector_sdk.testing import (
     Cut,
     Duplicate,
     Garbage,
-    NoResume,
     Raw,
     Redirect,
     Refuse,
@@ -289,7 +288,7 @@ def test_a_token_function_is_asked_at_each_connect_and_once_more_after_401(faces
         return next(tokens)
 
     collector = Collector()
-    with ConnectorServer(TEN, token="t", script=[Status(401), Cut(after_events=5)]) as server:
+    with ConnectorServer(TEN, token="t", script=[Cut(after_events=5)]) as server:
         client = faces.client(server.url, coroutine if is_async else plain).on_summary(collector.plain)
         with faces.run(client):
             collector.wait(10)
@@ -332,7 +331,7 @@ def test_garbage_in_place_of_an_answer_is_retried(faces: Faces) -> None:
 
 def test_a_replayed_event_is_delivered_once_and_counted(faces: Faces) -> None:
     collector = Collector()
-    with ConnectorServer(TEN, script=[Cut(after_events=5), NoResume()]) as server:
+    with ConnectorServer(TEN, script=[Cut(after_events=5), Duplicate(5)]) as server:
         client = faces.client(server.url).on_summary(collector.plain)
         with faces.run(client):
             collector.wait(10)
@@ -346,7 +345,7 @@ def test_a_replayed_event_is_delivered_once_and_counted(faces: Faces) -> None:
 
 def test_a_server_that_repeats_itself(faces: Faces) -> None:
     collector = Collector()
-    with ConnectorServer(TEN, script=[Duplicate(4)]) as server:
+    with ConnectorServer(TEN, script=[Duplicate(4, after_events=6)]) as server:
         client = faces.client(server.url).on_summary(collector.plain)
         with faces.run(client):
             collector.wait(10)
