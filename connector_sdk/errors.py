@@ -16,6 +16,7 @@ Everything this library raises on purpose.
     └── EventBufferError                           a buffer
         ├── BufferFullError                      no place, and the overflow policy is to say so
         ├── BufferClosedError                    used after it was closed
+        ├── PutBackError (in buffers.protocol)   events taken out for a moment could not be put back
         └── LeaseError                           a lease used after its end
             └── LeaseExpiredError                it ran out; its events come again
 

@@ -26,7 +26,7 @@ class DropReason(enum.StrEnum):
     UNDECODABLE = "undecodable"  #: the data is no JSON object
     UNHANDLED = "unhandled"  #: nobody has registered for this type
     HANDLER_FAILED = "handler_failed"  #: a callback raised, and its policy is to go on
-    ABANDONED = "abandoned"  #: still waiting or running when the client was told to stop
+    ABANDONED = "abandoned"  #: still waiting or running when the client was told to stop; cut off by KeyboardInterrupt
 
 
 class Ledger(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ from connector_sdk.client.options import ClientOptions, Default, DefaultInt, Ove
 from connector_sdk.client.session import ConnectionState, Gap
 from connector_sdk.client.stats import ClientStats
 from connector_sdk.errors import ConfigurationError
-from connector_sdk.observe import Notifier, Observer
+from connector_sdk.observe import Notifier
 from connector_sdk.payloads import ActionsPayload, Payload, SummaryPayload
 from connector_sdk.wakeups import current_waker
 
@@ -63,7 +63,7 @@ class ClientFace:
         checkpoint: where the id of the last finished event is kept, so that a restart goes on behind it.
         on_connect: called without arguments after each connect; like `.on_connect(fn)`.
         on_disconnect: called without arguments when an open connection was lost; like `.on_disconnect(fn)`.
-        observer: a hook for metrics, see Observer.
+        observer: a hook for metrics: an Observer, or any object with some of its methods.
         http_client: your own httpx.AsyncClient (proxies, TLS, client certificates); it is used and never closed.
 
     Each option from url to max_threads that is not given is taken from its environment variable, `CONNECTOR_` and the name
@@ -93,7 +93,7 @@ class ClientFace:
         checkpoint: CheckpointStore | None = None,
         on_connect: Hook | None = None,
         on_disconnect: Hook | None = None,
-        observer: Observer | None = None,
+        observer: object | None = None,
         http_client: httpx.AsyncClient | None = None,
     ) -> None:
         given = {name: value for name, value in locals().items() if name in ClientOptions.__struct_fields__}

@@ -1,0 +1,77 @@
+"""
+For our users' tests as much as for our own: a scripted connector on a real socket, and the contract suites.
+
+`ConnectorServer` serves events as a connector does, and does on demand what connectors and networks do on bad days: the
+steps of a script (`Cut`, `Stall`, `Status`, ...) say what happens to which connection. Every name resolves on first use,
+so that importing this package costs nothing and needs no pytest.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from connector_sdk.testing.records import LoggedEvent, Request
+    from connector_sdk.testing.script import (
+        Comment,
+        Cut,
+        Duplicate,
+        Garbage,
+        NoResume,
+        Raw,
+        Redirect,
+        Refuse,
+        Serve,
+        Silence,
+        SplitEveryByte,
+        Stall,
+        Status,
+        Step,
+        WrongContentType,
+    )
+    from connector_sdk.testing.server import ConnectorServer
+
+__all__ = [
+    "Comment",
+    "ConnectorServer",
+    "Cut",
+    "Duplicate",
+    "Garbage",
+    "LoggedEvent",
+    "NoResume",
+    "Raw",
+    "Redirect",
+    "Refuse",
+    "Request",
+    "Serve",
+    "Silence",
+    "SplitEveryByte",
+    "Stall",
+    "Status",
+    "Step",
+    "WrongContentType",
+]
+
+#: Names that need the `testing` extra, and the module that has each.
+_WITH_PYTEST: Final = {"BufferBackendContract": "contracts"}
+_HOMES: Final = {
+    **dict.fromkeys(__all__, "script"),
+    "ConnectorServer": "server",
+    "LoggedEvent": "records",
+    "Request": "records",
+    **_WITH_PYTEST,
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

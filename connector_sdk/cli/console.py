@@ -1,0 +1,107 @@
+"""What every command says and how it ends: one line to stderr, text that cannot harm a terminal, signals, broken pipes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Final, NoReturn
+
+from rich.console import Console
+from rich.text import Text
+
+__all__ = [
+    "BadInputError",
+    "FailedError",
+    "OutputConsole",
+    "Terminated",
+    "printable",
+    "quiet_pipe",
+    "say",
+    "signals",
+    "silence_library",
+    "styled",
+    "tint",
+]
+
+_TINTS: Final = ("cyan", "magenta", "green", "yellow", "blue", "bright_cyan", "bright_magenta", "bright_green",
+                 "bright_yellow", "bright_blue", "bright_red", "red")  # fmt: skip
+
+
+class BadInputError(Exception):
+    """What the command was given cannot work: one line on stderr, exit code 2."""
+
+
+class FailedError(Exception):
+    """The work failed: one line on stderr, exit code 1."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came; ends a command the way Ctrl-C does."""
+
+
+class OutputConsole(Console):
+    """A rich console that leaves a broken pipe to us; rich itself would end the process with code 1."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Let the command end quietly."""
+        raise BrokenPipeError
+
+
+def say(message: str) -> None:
+    """Write one line to stderr; what reads it may be gone already."""
+    with suppress(OSError):
+        print(" ".join(printable(message).split()), file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """Replace what is no printable character: a path in a log may hold escape sequences for the terminal."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else " " if character.isspace() else "\N{MIDDLE DOT}" for character in text
+    )
+
+
+def tint(name: str | None) -> str:
+    """The colour of a session: always the same for the same id."""
+    return _TINTS[zlib.crc32((name or "").encode("utf-8", "replace")) % len(_TINTS)]
+
+
+def styled(*parts: tuple[str, str]) -> Text:
+    """One line of (text, style) pairs; nothing in the text is markup."""
+    return Text.assemble(*((printable(text), style) for text, style in parts), no_wrap=True, overflow="ellipsis")
+
+
+@contextmanager
+def signals() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, by raising Terminated (a KeyboardInterrupt) in it."""
+
+    def terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    # A shell that starts us in the background (`cmd &`) has SIGINT ignored; whoever sends it to us means it.
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGTERM, before)
+
+
+def quiet_pipe() -> None:
+    """After a BrokenPipeError: let Python's own flush at exit go nowhere, so that it has nothing to complain of."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def silence_library() -> None:
+    """Keep the library's log records off stderr: without any handler, Python would print its warnings there."""
+    logging.getLogger("connector_sdk").addHandler(logging.NullHandler())

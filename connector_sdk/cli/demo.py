@@ -1,0 +1,254 @@
+"""`connector-sdk demo`: server, client, buffer, index; cuts on the way, an account at the end."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from connector_sdk.buffers.memory import EventBuffer
+from connector_sdk.cli.account import Account, Played
+from connector_sdk.cli.console import BadInputError, FailedError, OutputConsole, signals
+from connector_sdk.cli.index import Added, Hit, SearchIndex
+from connector_sdk.cli.source import Played as PlayedPayload
+from connector_sdk.cli.source import Source
+from connector_sdk.cli.story import (
+    Moment,
+    Progress,
+    tell_account,
+    tell_beginning,
+    tell_findings,
+    tell_log,
+    tell_next,
+)
+from connector_sdk.client.sync import ConnectorClient
+from connector_sdk.ledger import DropReason
+from connector_sdk.payloads import ActionsPayload
+from connector_sdk.testing.script import Cut, Duplicate, Step
+from connector_sdk.testing.server import ConnectorServer
+
+__all__ = ["SESSIONS", "DemoOptions", "demo"]
+
+#: How many visits are generated without a log: some 1,500 events.
+SESSIONS: Final = 250
+MOST_EVENTS: Final = 50_000  # that are held in memory and played when nobody says how many
+_DRAIN_EVERY: Final = 1.0  # seconds
+_DRAW_EVERY: Final = 0.2  # seconds, on a terminal
+_GRACE: Final = 20.0  # seconds beyond the planned time after which the demo gives up and shows what there is
+_CUT_WITHIN: Final = 200  # bytes of an event that are sent at most before it is cut
+_SENT_TWICE: Final = 3  # events that are repeated at a time
+
+
+class DemoOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of `demo`, as the command line has them; `rate` (events a second) goes before `seconds`."""
+
+    seconds: float = 12.0
+    rate: float | None = None
+    events: int | None = None
+    cuts: int = 12
+    seed: int = 7
+    index: Path | None = None
+    query: str | None = None
+    is_json: bool = False
+
+
+def demo(source: Source, options: DemoOptions) -> None:
+    """
+    Play *source* through server, client, buffer and index, and show the account.
+
+    The story goes to stdout, or with `is_json` to stderr and the account as one JSON object to stdout. Raises FailedError
+    when the account does not balance, BadInputError when the index file is in use by another index or is none.
+    """
+    tape = source.payloads()
+    payloads = list(islice(tape, options.events or MOST_EVENTS))
+    is_whole = next(tape, None) is None
+    index = _new_index(options.index)
+    console = OutputConsole(highlight=False, stderr=options.is_json)
+    with signals(), index:
+        played = _measure(source, payloads, is_whole=is_whole)
+        account = _Run(source, options, payloads, played=played, index=index, console=console).run()
+        pages = index.busiest_pages(5)
+        # Words that any log has in its summaries, or the generated traffic in its errors.
+        query = options.query or ("requests failed 404" if source.log is not None else "checkout error")
+        hits = _one_a_session(index.search(query, 100))[:3]
+        tell_findings(console, pages, query, hits)
+        tell_account(console, account)
+        console.print()
+        tell_next(console, has_log=source.log is not None, index_path=str(options.index) if options.index else None)
+    if options.is_json:
+        found = {"query": query, "hits": msgspec.to_builtins(hits), "busiest_pages": msgspec.to_builtins(pages)}
+        print(msgspec.json.encode(account.to_dict() | found).decode(), flush=True)
+    if not account.balances:
+        raise FailedError("the account does not balance")
+
+
+class _Run:
+    """One run of the demo."""
+
+    def __init__(
+        self,
+        source: Source,
+        options: DemoOptions,
+        payloads: Sequence[PlayedPayload],
+        *,
+        played: Played,
+        index: SearchIndex,
+        console: OutputConsole,
+    ) -> None:
+        self._source = source
+        self._played = played
+        self._index = index
+        self._console = console
+        self._rate = options.rate or max(1.0, len(payloads) / options.seconds)
+        self._deadline = len(payloads) / self._rate + _GRACE
+        self._script = _script(len(payloads), options.cuts, options.seed)
+        # What was received is never dropped: a full buffer makes the client, and so the server, wait.
+        self._buffer = EventBuffer(max_size=10_000, overflow="block")
+        self._server = ConnectorServer(payloads, rate=self._rate, script=self._script, end="stop")
+        self._stored = self._repeated = 0
+
+    def run(self) -> Account:
+        """Play everything; return the account."""
+        with self._server as server:
+            # The pauses of a client that talks to another machine would be longer: see its defaults.
+            client = ConnectorClient(
+                server.url, overflow="block", initial_backoff=0.05, max_backoff=0.5, read_timeout=10.0
+            ).into(self._buffer)
+            self._tell_beginning()
+            try:
+                self._follow(client)
+            finally:
+                client.stop(drain=False, timeout=1.0)
+            stats = client.stats()
+            return Account(
+                played=self._played,
+                connections=stats.connections,
+                sent=server.sent,
+                distinct=len(server.log),
+                client=stats.ledger,
+                buffer=self._buffer.stats().ledger,
+                added=Added(events=self._stored, repeated=self._repeated),
+                index=self._index.counts(),
+                known=self._index.count_known(event.id for event in server.log),
+            )
+
+    def _tell_beginning(self) -> None:
+        tell_beginning(
+            self._console,
+            label=self._source.label,
+            url=self._server.url,
+            played=self._played,
+            rate=self._rate,
+            cuts=len(self._script),
+        )
+        log = self._source.log
+        if log is not None:
+            shown = [f"line {bad.line} {bad.reason}: {bad.start}" for bad in log.bad_lines[:3]]
+            tell_log(self._console, self._played, shown, in_part=self._played.requests is None)
+
+    def _follow(self, client: ConnectorClient) -> None:
+        """Drain and draw until the server has said that it is over and the buffer is empty, or time is up."""
+        thread = client.run_in_background()
+        begin = drained = time.monotonic()
+        with Progress(self._console) as progress:
+            pause = _DRAW_EVERY if progress.is_live else _DRAIN_EVERY
+            while time.monotonic() - begin < self._deadline:
+                thread.join(pause)
+                if not thread.is_alive():
+                    break
+                now = time.monotonic()
+                progress.show(self._moment(client, now - begin))
+                if now - drained >= _DRAIN_EVERY * 0.9:
+                    drained = now
+                    self._drain()
+            self._drain()
+            progress.show(self._moment(client, time.monotonic() - begin))
+        self._console.print()
+
+    def _drain(self) -> None:
+        """Move what waits into the index: an error gives it back to the buffer, so it is lost in no case."""
+        while True:
+            with self._buffer.lease(max_events=5000) as lease:
+                if not len(lease):
+                    return
+                added = self._index.add(lease.events)
+                self._stored += added.events
+                self._repeated += added.repeated
+
+    def _moment(self, client: ConnectorClient, seconds: float) -> Moment:
+        stats = client.stats()
+        return Moment(
+            seconds=seconds,
+            total=self._played.events,
+            sent=self._server.sent,
+            received=stats.ledger.received,
+            repeated=stats.ledger.dropped.get(DropReason.DUPLICATE, 0),
+            waiting=self._buffer.size,
+            indexed=self._stored,
+            cuts=max(0, stats.connections - 1),
+            cuts_planned=len(self._script),
+            state=str(stats.state),
+        )
+
+
+def _script(events: int, cuts: int, seed: int) -> list[Step]:
+    """
+    Cuts in mid-event, spread over the run; every third connection gets some events twice before.
+
+    The last connection is not cut. A connection has at least one whole event, so there are fewer cuts than events.
+    """
+    dice = random.Random(f"connector_sdk cuts {seed}")
+    cuts = min(cuts, max(0, events - 1))
+    share = events // (cuts + 1)
+    steps: list[Step] = []
+    for number in range(cuts):
+        cut = Cut(after_events=max(1, round(share * dice.uniform(0.8, 1.0))), into_next=dice.randint(1, _CUT_WITHIN))
+        middle = cut.after_events // 2
+        if number % 3 == 0 and middle > _SENT_TWICE:
+            steps.append(Duplicate(after_events=middle, count=_SENT_TWICE) & cut)
+        else:
+            steps.append(cut)
+    return steps
+
+
+def _measure(source: Source, payloads: Sequence[PlayedPayload], *, is_whole: bool) -> Played:
+    batches = [payload for payload in payloads if isinstance(payload, ActionsPayload)]
+    played = Played(
+        events=len(payloads),
+        actions=sum(batch.count for batch in batches),
+        summaries=len(payloads) - len(batches),
+        sessions=len({payload.session_id for payload in payloads}),
+    )
+    log = source.log
+    if log is None:
+        return played
+    return msgspec.structs.replace(
+        played,
+        # Sessions that are still open when `--events` stops the log have requests that were not played.
+        requests=log.parsed if is_whole else None,
+        lines=log.lines,
+        unparsed=log.failed,
+        blank=log.blank,
+    )
+
+
+def _one_a_session(hits: Sequence[Hit]) -> list[Hit]:
+    best: dict[str | None, Hit] = {}
+    for hit in hits:
+        best.setdefault(hit.session_id, hit)
+    return list(best.values())
+
+
+def _new_index(path: Path | None) -> SearchIndex:
+    index = SearchIndex(path)
+    if index.counts().events:
+        index.close()
+        raise BadInputError(
+            f"{path} has the events of an earlier run, whose ids mean other events: name a new file, or delete it first"
+        )
+    return index
