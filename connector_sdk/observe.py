@@ -73,15 +73,18 @@ class RateLimitedLogger:
     Thread-safe. Nothing is stored per message, only per key.
     """
 
-    def __init__(self, logger: logging.Logger, interval: float = 30.0) -> None:
+    def __init__(
+        self, logger: logging.Logger, interval: float = 30.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._logger = logger
+        self._clock = clock
         self._interval = interval
         self._lock = threading.Lock()
         self._seen: dict[str, tuple[float, int]] = {}
 
     def warning(self, key: str, message: str, *args: object) -> bool:
         """Log at WARNING unless the same *key* was logged within the interval; return whether it was logged."""
-        now = time.monotonic()
+        now = self._clock()
         with self._lock:
             last, held = self._seen.get(key, (-self._interval, 0))
             if now - last < self._interval:

@@ -21,6 +21,24 @@ from msgspec.structs import force_setattr
 
 from connector_sdk.errors import PayloadError
 
+__all__ = [
+    "EVENT_ID",
+    "UNKNOWN",
+    "CommonFields",
+    "RawFields",
+    "UnknownFields",
+    "build",
+    "common_fields",
+    "decode_object",
+    "decode_raw_object",
+    "encode",
+    "encode_fields",
+    "join_unknown",
+    "raw_fields",
+    "to_builtins",
+    "unknown_of",
+]
+
 #: The names that two fields of the structs, which are not part of the JSON, have for msgspec. A JSON object that uses
 #: them does not fit the typed pass (a type no JSON value has; a string where the id goes is taken out again below).
 UNKNOWN = "!unknown_fields"
