@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from connector_sdk.testing.contracts import BufferBackendContract as BufferBackendContract
     from connector_sdk.testing.records import LoggedEvent, Request
     from connector_sdk.testing.script import (
         Comment,

@@ -74,7 +74,8 @@ class Engine:
         try:
             await self._stopped.wait()
         finally:
-            self._loop.remove_reader(listener)
+            if self._accepts:
+                self._loop.remove_reader(self._listener)
             self._listener.close()
             await self.cut()
             if self._producing is not None:
@@ -171,6 +172,10 @@ class Engine:
             sock, _ = listener.accept()
         except (BlockingIOError, ConnectionError):
             return  # it was gone before we came to it
+        except OSError as error:  # no more file descriptors: refusing is honest, and close() says why
+            self.errors.append(error)
+            self.stop_accepting()
+            return
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = Connection(self, sock)
