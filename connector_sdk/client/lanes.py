@@ -15,6 +15,7 @@ import enum
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
@@ -84,6 +85,7 @@ class Lanes:
         self._policy: OverflowPolicy = policy
         self._concurrency = concurrency
         self._in_order: deque[Delivery | _Mark] = deque()
+        self._most_in_order = _MOST_IN_ORDER
         self._received = 0
         self._delivered = 0
         self._queued = 0
@@ -341,14 +343,32 @@ class Lanes:
         before = self.finished_id
         while in_order:
             first = in_order[0]
-            if isinstance(first, _Mark):
-                self.finished_id = first.id
-            elif not first.done:
+            if not (isinstance(first, _Mark) or first.done):
+                if len(in_order) > self._most_in_order:
+                    self._compact()
                 break
-            elif first.payload.event_id is not None:
-                self.finished_id = first.payload.event_id
+            event_id = _id_of(first)
+            if event_id is not None:
+                self.finished_id = event_id
             in_order.popleft()
         return self.finished_id != before
+
+    def _compact(self) -> None:
+        """Behind an event that takes for ever the finished ones would pile up: of each run of them keep the last id."""
+        kept: deque[Delivery | _Mark] = deque()
+        for entry in self._in_order:
+            if isinstance(entry, Delivery) and not entry.done:
+                kept.append(entry)
+                continue
+            event_id = _id_of(entry)
+            if event_id is None:
+                continue
+            if kept and isinstance(kept[-1], _Mark):
+                kept[-1].id = event_id
+            else:
+                kept.append(_Mark(event_id))
+        self._in_order = kept
+        self._most_in_order = 2 * len(kept) + _MOST_IN_ORDER
 
     def _mark(self, event_id: str | None) -> None:
         if event_id is not None:
@@ -372,4 +392,9 @@ class Lanes:
         return [newest]
 
 
+def _id_of(entry: Delivery | _Mark) -> str | None:
+    return entry.id if isinstance(entry, _Mark) else entry.payload.event_id
+
+
 _NOTHING: list[Delivery] = []
+_MOST_IN_ORDER: Final = 1024  # entries kept in order before a look is worth its while

@@ -10,7 +10,7 @@ from connector_sdk.payloads import Payload
 from connector_sdk.testing import ConnectorServer, Cut
 from tests.client.harness import PATIENCE, Faces, actions, dropped, summary
 
-EVENTS = [summary(0), actions(1), b'{"type":"tour","session_id":"s"}', summary(3)]
+EVENTS: list[Payload | bytes] = [summary(0), actions(1), b'{"type":"tour","session_id":"s"}', summary(3)]
 
 
 def test_an_event_buffer_gets_every_type_in_order(faces: Faces) -> None:

@@ -237,6 +237,22 @@ def test_threads_share_the_lanes_without_loss() -> None:
     assert queue.finished_id == str(total - 1)
 
 
+def test_behind_an_event_that_never_ends_nothing_piles_up() -> None:
+    queue = lanes(10)
+    queue.offer(delivery(0, "stuck"))
+    stuck = queue.take()
+    assert stuck is not None
+    for n in range(1, 20_000):
+        queue.offer(delivery(n, "a"))
+        taken = queue.take()
+        assert taken is not None
+        queue.finish(*taken, Outcome.DELIVERED)
+    assert len(queue._in_order) < 5000
+    assert queue.finished_id is None
+    queue.finish(*stuck, Outcome.DELIVERED)
+    assert queue.finished_id == "19999"
+
+
 @pytest.mark.parametrize("number", [1, 2])
 def test_abandoned_lanes_start_clean(number: int) -> None:
     queue = lanes(10)
