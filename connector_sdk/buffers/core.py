@@ -229,4 +229,4 @@ class BufferCore(BufferState):
             if lease.state is LeaseState.EXPIRED:
                 return
             lease.require_open()
-            self._put_back(lease, LeaseState.RETURNED)
+            self._put_back([lease], LeaseState.RETURNED)

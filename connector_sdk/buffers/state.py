@@ -114,7 +114,7 @@ class BufferState:
 
     @contextmanager
     def _section(self, *, recheck: bool = False) -> Iterator[float]:
-        """Enter a critical section; *recheck* when times that sleepers go by may change in it."""
+        """Enter a critical section; *recheck* when the end of a lease, which sleepers go by, may change in it."""
         wakes: list[Callable[[], None]] = []
         try:
             with self._lock:
@@ -141,9 +141,8 @@ class BufferState:
     def _begin(self) -> float:
         self._close_fast_path()
         now = self._clock()
-        if self._leases:
-            for lease in sorted((x for x in self._leases if x.deadline <= now), key=lambda x: x.deadline):
-                self._put_back(lease, LeaseState.EXPIRED)
+        if self._leases and (expired := [lease for lease in self._leases if lease.deadline <= now]):
+            self._put_back(expired, LeaseState.EXPIRED)
         if self._max_age is not None:
             self._give_up(DropReason.EXPIRED, self._window.evict_older(now - self._max_age))
         return now
@@ -217,11 +216,12 @@ class BufferState:
             lease.state = LeaseState.RETURNED  # it is the parent's; leaving its block here does nothing
         self._start_empty()
 
-    def _put_back(self, lease: Lease, state: LeaseState) -> None:
-        rest = lease.rest()
-        lease.state = state
-        self._leases.discard(lease)
-        self._in_flight -= len(rest.items)
-        self._window.put_back(rest)
-        if self._overflow == "drop_oldest":
+    def _put_back(self, leases: list[Lease], state: LeaseState) -> None:
+        for lease in leases:
+            rest = lease.rest()
+            lease.state = state
+            self._leases.discard(lease)
+            self._in_flight -= len(rest.items)
+            self._window.put_back(rest)
+        if self._overflow == "drop_oldest":  # only now, so that the oldest of all of them goes first
             self._give_up(DropReason.OVERFLOW, self._window.evict_excess())

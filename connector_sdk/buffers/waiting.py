@@ -116,18 +116,16 @@ class WaitingRoom:
         wakes: list[Callable[[], None]] = []
         if self.for_items:
             wakes = self._wake_for_items(size, everybody=closed or self.is_stuck(size, has_room))
-        for place in self.for_room if closed else list(self.for_room)[:1]:
-            if not place.woken and (closed or has_room(place.size)):
-                place.woken = True
-                wakes.append(place.sleeper.wake)
+        if self.for_room:
+            head = self.for_room[0]
+            if not head.woken and (closed or has_room(head.size)):
+                head.woken = True
+                wakes.append(head.sleeper.wake)
         return wakes
 
     def recheck(self) -> list[Callable[[], None]]:
-        """Return the wake calls of all who must look again because a time they sleep until has changed."""
-        wakes = self._wake_for_items(0, everybody=True)
-        if self.for_room:
-            wakes.append(self.for_room[0].sleeper.wake)
-        return wakes
+        """Return the wake calls of those who wait for events, to look again: the end of a lease has changed."""
+        return self._wake_for_items(0, everybody=True)
 
     def leave(self, waiter: Waiter) -> None:
         """Take a caller out, wherever it waits."""

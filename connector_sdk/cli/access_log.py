@@ -145,7 +145,7 @@ class AccessLog:
             raise NotAnAccessLogError(self.path, "it is empty")
         first = self.bad_lines[0]
         shown = f"first line: {first.start!r} ({first.reason})"
-        if "\0" in first.start:
+        if any("\0" in bad.start for bad in self.bad_lines):
             shown = f"it is a binary file that begins {first.start[:16]!r}"
         raise NotAnAccessLogError(self.path, f"0 of {self.failed} lines parse; {shown}")
 

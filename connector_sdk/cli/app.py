@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Final, Protocol, runtime_checkable
 
@@ -11,7 +12,7 @@ import typer
 import typer.main
 
 from connector_sdk._version import __version__
-from connector_sdk.cli.console import BadInputError, FailedError, Terminated, quiet_pipe, say, silence_library
+from connector_sdk.cli.console import BadInputError, FailedError, Terminated, prepare_output, quiet_pipe, say
 from connector_sdk.errors import ConnectorError
 
 __all__ = ["app", "run"]
@@ -51,12 +52,12 @@ def run(arguments: Sequence[str]) -> int:
 
     Every error that is not ours is a mistake in the program and leaves a traceback.
     """
-    silence_library()
+    prepare_output()
     command = typer.main.get_command(app)
     try:
         result: object = command.main(list(arguments) or ["--help"], prog_name="connector-sdk", standalone_mode=False)
-    except (KeyboardInterrupt, typer.Abort) as error:
-        return _TERMINATED if isinstance(error, Terminated) else _INTERRUPTED
+    except (KeyboardInterrupt, typer.Abort):
+        return _INTERRUPTED
     except BrokenPipeError:  # `--help | head -1`
         quiet_pipe()
         return 0
@@ -78,6 +79,18 @@ class _UsageProblem(Protocol):
     def format_message(self) -> str:
         """Say what is wrong with the command line."""
         ...
+
+
+@contextmanager
+def _ending() -> Iterator[None]:
+    """Let an interrupted command end with its own code; click would make 1 of each of these."""
+    try:
+        yield
+    except BrokenPipeError as error:  # `| head` has seen enough
+        quiet_pipe()
+        raise typer.Exit from error
+    except KeyboardInterrupt as error:
+        raise typer.Exit(_TERMINATED if isinstance(error, Terminated) else _INTERRUPTED) from error
 
 
 def _fail(code: int, message: str) -> int:
@@ -134,12 +147,11 @@ def demo(
     source = (
         Source.of_traffic(seed, command.SESSIONS if events is None else events) if log is None else Source.of_log(log)
     )
-    command.demo(
-        source,
-        command.DemoOptions(
-            seconds=seconds, rate=rate, events=events, cuts=cuts, seed=seed, index=index, query=query, is_json=is_json
-        ),
+    options = command.DemoOptions(
+        seconds=seconds, rate=rate, events=events, cuts=cuts, seed=seed, index=index, query=query, is_json=is_json
     )
+    with _ending():
+        command.demo(source, options)
 
 
 @app.command()
@@ -175,7 +187,8 @@ def serve(
         raise BadInputError("--sessions is for generated traffic, and --from plays a log: choose one")
     else:
         source = Source.of_log(log)
-    command.serve(source, rate=rate, loop=loop, host=host, port=port, token=token, cut_every=cut_every)
+    with _ending():
+        command.serve(source, rate=rate, loop=loop, host=host, port=port, token=token, cut_every=cut_every)
 
 
 @app.command()
@@ -215,11 +228,6 @@ def tail(
     """
     from connector_sdk.cli import tail as command  # noqa: PLC0415 - `--help` need not wait for httpx
 
-    command.tail(
-        url,
-        token=token,
-        is_json=is_json,
-        wanted=command.Filter(types=frozenset(types or ()), session=session, limit=limit),
-        since_id=since_id,
-        max_retries=max_retries,
-    )
+    wanted = command.Filter(types=frozenset(types or ()), session=session, limit=limit)
+    with _ending():
+        command.tail(url, token=token, is_json=is_json, wanted=wanted, since_id=since_id, max_retries=max_retries)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Final, NoReturn
@@ -20,17 +21,21 @@ __all__ = [
     "FailedError",
     "OutputConsole",
     "Terminated",
+    "on_signal",
+    "prepare_output",
     "printable",
     "quiet_pipe",
     "say",
     "signals",
-    "silence_library",
     "styled",
     "tint",
 ]
 
 _TINTS: Final = ("cyan", "magenta", "green", "yellow", "blue", "bright_cyan", "bright_magenta", "bright_green",
                  "bright_yellow", "bright_blue", "bright_red", "red")  # fmt: skip
+
+
+_INTERRUPTED: Final = 130
 
 
 class BadInputError(Exception):
@@ -95,6 +100,30 @@ def signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def on_signal(end: Callable[[], object]) -> Iterator[None]:
+    """
+    Let Ctrl-C and SIGTERM call *end* in the block, which is to end it soon; a second one ends the process at once.
+
+    For work that no exception should tear apart at any place, as `signals` does.
+    """
+    has_come = False
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        nonlocal has_come
+        if has_come:
+            os._exit(_INTERRUPTED)
+        has_come = True
+        end()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def quiet_pipe() -> None:
     """After a BrokenPipeError: let Python's own flush at exit go nowhere, so that it has nothing to complain of."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -102,6 +131,13 @@ def quiet_pipe() -> None:
     os.close(nowhere)
 
 
-def silence_library() -> None:
-    """Keep the library's log records off stderr: without any handler, Python would print its warnings there."""
+def prepare_output() -> None:
+    """
+    Make output safe: a character that the terminal's encoding lacks becomes "?", and the library's log stays silent.
+
+    Without any handler, Python would print the library's warnings to stderr, where the commands say it better.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     logging.getLogger("connector_sdk").addHandler(logging.NullHandler())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections.abc import Sequence
 from itertools import islice
@@ -71,7 +72,8 @@ def demo(source: Source, options: DemoOptions) -> None:
     console = OutputConsole(highlight=False, stderr=options.is_json)
     with signals(), index:
         played = _measure(source, payloads, is_whole=is_whole)
-        account = _Run(source, options, payloads, played=played, index=index, console=console).run()
+        run = _Run(source, options, payloads, played=played, index=index, console=console)
+        account = run.run()
         pages = index.busiest_pages(5)
         # Words that any log has in its summaries, or the generated traffic in its errors.
         query = options.query or ("requests failed 404" if source.log is not None else "checkout error")
@@ -82,9 +84,10 @@ def demo(source: Source, options: DemoOptions) -> None:
         tell_next(console, has_log=source.log is not None, index_path=str(options.index) if options.index else None)
     if options.is_json:
         found = {"query": query, "hits": msgspec.to_builtins(hits), "busiest_pages": msgspec.to_builtins(pages)}
-        print(msgspec.json.encode(account.to_dict() | found).decode(), flush=True)
+        sys.stdout.buffer.write(msgspec.json.encode(account.to_dict() | found) + b"\n")
+        sys.stdout.buffer.flush()
     if not account.balances:
-        raise FailedError("the account does not balance")
+        raise FailedError("the account does not balance" + (f" ({run.broken_off})" if run.broken_off else ""))
 
 
 class _Run:
@@ -105,19 +108,27 @@ class _Run:
         self._index = index
         self._console = console
         self._rate = options.rate or max(1.0, len(payloads) / options.seconds)
-        self._deadline = len(payloads) / self._rate + _GRACE
         self._script = _script(len(payloads), options.cuts, options.seed)
+        planned = len(payloads) / self._rate
+        # The pauses of a client that talks to another machine would be longer: see its defaults.
+        self._most_pause = max(0.01, min(0.5, planned / (1 + 2 * len(self._script))))
+        self._deadline = planned + _GRACE + self._most_pause * len(self._script)
         # What was received is never dropped: a full buffer makes the client, and so the server, wait.
         self._buffer = EventBuffer(max_size=10_000, overflow="block")
         self._server = ConnectorServer(payloads, rate=self._rate, script=self._script, end="stop")
         self._stored = self._repeated = 0
+        #: Why the account may be incomplete, "" when the server said that all was sent.
+        self.broken_off = ""
 
     def run(self) -> Account:
         """Play everything; return the account."""
         with self._server as server:
-            # The pauses of a client that talks to another machine would be longer: see its defaults.
             client = ConnectorClient(
-                server.url, overflow="block", initial_backoff=0.05, max_backoff=0.5, read_timeout=10.0
+                server.url,
+                overflow="block",
+                initial_backoff=min(0.05, self._most_pause),
+                max_backoff=self._most_pause,
+                read_timeout=10.0,
             ).into(self._buffer)
             self._tell_beginning()
             try:
@@ -166,6 +177,8 @@ class _Run:
                 if now - drained >= _DRAIN_EVERY * 0.9:
                     drained = now
                     self._drain()
+            if thread.is_alive():
+                self.broken_off = f"broken off after {time.monotonic() - begin:.0f} s, before everything had come"
             self._drain()
             progress.show(self._moment(client, time.monotonic() - begin))
         self._console.print()

@@ -41,10 +41,12 @@ class Outbox:
     """
     Batches of open sessions: one leaves when *batch_size* actions wait, or the oldest has waited *max_wait* seconds.
 
-    Each action gets the next index of its session. Times are whatever clock the caller keeps; nothing here reads one.
+    Each action gets the next index of its session. Times are whatever clock the caller keeps; *epoch*, the Unix time of
+    its zero, is added to `forwarded_at`.
     """
 
-    def __init__(self, *, batch_size: int = 5, max_wait: float = 10.0) -> None:
+    def __init__(self, *, batch_size: int = 5, max_wait: float = 10.0, epoch: float = 0.0) -> None:
+        self._epoch = epoch
         self._batch_size = batch_size
         self._max_wait = max_wait
         self._waiting: OrderedDict[str, Visit] = OrderedDict()  # by session id, the longest waiting first
@@ -58,7 +60,7 @@ class Outbox:
         visit.actions += 1
         if len(visit.pending) >= self._batch_size:
             del self._waiting[visit.session_id]
-            yield visit.batch(now)
+            yield visit.batch(self._unix(now))
 
     def due(self, now: float) -> Iterator[ActionsPayload]:
         """Yield the batches whose time has come by *now*, each stamped with that time."""
@@ -68,16 +70,19 @@ class Outbox:
             if leaves > now:
                 return
             del self._waiting[visit.session_id]
-            yield visit.batch(leaves)
+            yield visit.batch(self._unix(leaves))
 
     def close(self, visit: Visit, prose: str, now: float) -> Iterator[ActionsPayload | SummaryPayload]:
         """End a session: what still waits leaves, then the summary that replaces all of its actions."""
         if self._waiting.pop(visit.session_id, None) is not None:
-            yield visit.batch(now)
+            yield visit.batch(self._unix(now))
         yield SummaryPayload(
             product_id=visit.product_id,
             session_id=visit.session_id,
             summary=prose,
             replaces=visit.actions,
-            forwarded_at=now,
+            forwarded_at=self._unix(now),
         )
+
+    def _unix(self, now: float) -> float:
+        return self._epoch + now if self._epoch else now

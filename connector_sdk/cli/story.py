@@ -129,7 +129,7 @@ def _picture(moment: Moment) -> Text:
         lines.append(f" {value:>9,}\n")
     lines.append(f"  cuts {moment.cuts} of {moment.cuts_planned}   repeated {moment.repeated:,}   ")
     lines.append(f"waiting in the buffer {moment.waiting:,}   {moment.seconds:.0f} s   ")
-    lines.append(f"{moment.state}", "green" if moment.state == "open" else "bold red")
+    lines.append(f"{moment.state}", "bold red" if moment.state in ("backoff", "connecting", "stale") else "green")
     return lines
 
 

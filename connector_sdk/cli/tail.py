@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 from rich.text import Text
 
-from connector_sdk.cli.console import BadInputError, FailedError, OutputConsole, quiet_pipe, say, signals, styled, tint
+from connector_sdk.cli.console import BadInputError, FailedError, OutputConsole, on_signal, say, styled, tint
 from connector_sdk.client.session import ConnectionState
 from connector_sdk.client.sync import ConnectorClient
 from connector_sdk.errors import FatalStreamError, RetriesExhaustedError
@@ -49,11 +49,11 @@ def tail(
     max_retries: int | None = None,
 ) -> None:
     """
-    Show what a connector sends until Ctrl-C, SIGTERM, the limit, a closed pipe or the server's 204, all of which return.
+    Show what a connector sends until Ctrl-C, SIGTERM, the limit or the server's 204, all of which return.
 
     Status goes to stderr, events to stdout. Raises BadInputError when there was never a connection (a wrong URL, a port
-    nobody listens on, a server that speaks something else), FailedError when a later one cannot be had again, and
-    ConfigurationError for an option that cannot work.
+    nobody listens on, a server that speaks something else), FailedError when a later one cannot be had again,
+    BrokenPipeError when nobody reads the events any more, and ConfigurationError for an option that cannot work.
     """
     door = _Door(redact_url(url), patience=_FIRST_ATTEMPTS if max_retries is None else None)
     client = ConnectorClient(
@@ -72,17 +72,13 @@ def tail(
     unanswered.daemon = True
     unanswered.start()
     try:
-        with signals(), closing(_events(client, door)) as events:
+        with on_signal(door.end), closing(_events(client, door)) as events:
             for payload in events:
                 if wanted.wants(payload):
                     show(payload)
                     shown += 1
                     if shown == wanted.limit:
                         break
-    except BrokenPipeError:  # `| head` has seen enough
-        quiet_pipe()
-    except KeyboardInterrupt:
-        pass
     finally:
         unanswered.cancel()
     say(_account(client, shown))
@@ -119,9 +115,18 @@ class _Door(Observer):
         self.close: Callable[[], object] = lambda: None
         self._patience = patience
         self._failures = 0
+        self._has_ended = False
+
+    def end(self) -> None:
+        """The user wants to end; safe in a signal handler."""
+        self._has_ended = True
+        self.close()
 
     def connection_state(self, *, url: str, state: str, reason: str) -> None:
         """Tell of connections found and lost."""
+        if self._has_ended and state != ConnectionState.CLOSED:
+            self.close()  # end() came before there was anything to close
+            return
         if state == ConnectionState.OPEN:
             say(f"connected {'again' if self.has_opened else 'to ' + self.url + ' (Ctrl-C ends)'}")
             self.has_opened = True

@@ -77,9 +77,11 @@ class _Crowd:
         self._left = itertools.count() if sessions is None else iter(range(sessions))
         self._product_id = product_id
         self._pause = seconds_between_arrivals
-        self._outbox = Outbox(batch_size=5, max_wait=10.0)
+        # The clock here begins at 0, so that what happens does not hang on how *start* rounds.
+        self._start = start
+        self._outbox = Outbox(batch_size=5, max_wait=10.0, epoch=start)
         self._numbers = itertools.count()  # ties in the heap go by number
-        self._agenda: list[tuple[float, int, _Guest | None, Step | None]] = [(start, next(self._numbers), None, None)]
+        self._agenda: list[tuple[float, int, _Guest | None, Step | None]] = [(0.0, next(self._numbers), None, None)]
 
     def payloads(self) -> Iterator[ActionsPayload | SummaryPayload]:
         """Play it: at each moment a visit begins, a step is made, or a visit ends."""
@@ -93,7 +95,7 @@ class _Crowd:
                 yield from self._outbox.close(guest.visit, prose, now)
             else:
                 guest.last = now + step.lasts
-                yield from self._outbox.put(guest.visit, _action(guest, step, now), now)
+                yield from self._outbox.put(guest.visit, _action(guest, step, self._start + now), now)
                 self._plan_next(guest, now + step.lasts)
 
     def _welcome(self, now: float) -> None:

@@ -1,0 +1,1 @@
+"""Benchmarks: `make bench`. Speed is reported, never asserted; lost events are an error."""

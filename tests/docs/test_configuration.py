@@ -1,0 +1,115 @@
+"""The tables of options say what the code does."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+
+import pytest
+
+from connector_sdk import AsyncConnectorClient, ConfigurationError, ConnectorClient, EventBuffer, MemoryCheckpoint
+from connector_sdk.client.options import ENVIRONMENT
+from connector_sdk.client.session import TRANSITIONS
+from tests.docs.pages import DOCS, blocks, tables
+
+PAGE = DOCS / "configuration.md"
+URL = "http://127.0.0.1:1/stream/p"
+
+
+def rows(number: int) -> list[dict[str, str]]:
+    head, *body = list(tables(PAGE))[number]
+    return [dict(zip(head, row, strict=True)) for row in body]
+
+
+def code(cell: str) -> str:
+    return cell.strip("`")
+
+
+CLIENT = {code(row["option"]): row for row in rows(0)}
+BUFFER = {code(row["option"]): row for row in rows(1)}
+
+
+def public_parameters(face: Callable[..., object]) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(face).parameters
+    return {name: value for name, value in parameters.items() if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("face", [ConnectorClient, AsyncConnectorClient])
+def test_every_option_of_a_client_is_there_in_order(face: type) -> None:
+    assert list(CLIENT) == list(public_parameters(face))
+
+
+def test_every_option_of_the_buffer_is_there_in_order() -> None:
+    assert list(BUFFER) == list(public_parameters(EventBuffer))
+
+
+def test_the_variables_are_those_of_the_code() -> None:
+    assert {name: code(row["variable"]) for name, row in CLIENT.items() if row["variable"]} == dict(ENVIRONMENT)
+
+
+@pytest.mark.parametrize("face", [ConnectorClient, EventBuffer])
+def test_the_defaults_are_those_of_the_code(face: type) -> None:
+    for name, row in (BUFFER if face is EventBuffer else CLIENT).items():
+        default = public_parameters(face)[name].default
+        if row["default"] == "none":
+            assert default == ""
+        elif isinstance(default, int | float):
+            assert float(code(row["default"])) == default, name
+        else:
+            assert code(row["default"]).replace('"', "'") == repr(default), name
+
+
+NUMBERS = [
+    (table, option)
+    for table, known in (("client", CLIENT), ("buffer", BUFFER))
+    for option, row in known.items()
+    if re.fullmatch(r"above \d+|\d+ or more", row["allowed"])
+]
+
+
+@pytest.mark.parametrize(("table", "option"), NUMBERS)
+def test_the_ranges_are_those_of_the_code(table: str, option: str) -> None:
+    row = (CLIENT if table == "client" else BUFFER)[option]
+    allowed = row["allowed"]
+    bound = int(re.findall(r"\d+", allowed)[0])
+    wrong = bound if allowed.startswith("above") else bound - 1
+
+    def make(value: float) -> object:
+        if table == "buffer":
+            more = {"overflow": "block"} if option == "block_timeout" else {}
+            return EventBuffer(**{option: value}, **more)  # type: ignore[arg-type]  # the options are known by name here
+        return ConnectorClient(URL, **{option: value})  # type: ignore[arg-type]  # as above
+
+    with pytest.raises(ConfigurationError, match=re.escape(allowed)) as caught:
+        make(wrong)
+    assert caught.value.option == option
+    if not allowed.startswith("above"):
+        make(bound)
+
+
+@pytest.mark.parametrize("table", ["client", "buffer"])
+def test_the_overflow_policies_are_those_of_the_code(table: str) -> None:
+    row = (CLIENT if table == "client" else BUFFER)["overflow"]
+    with pytest.raises(ConfigurationError) as caught:
+        _ = EventBuffer(overflow="?") if table == "buffer" else ConnectorClient(URL, overflow="?")  # type: ignore[arg-type]
+    assert sorted(re.findall(r"'(\w+)'", caught.value.allowed)) == sorted(re.findall(r"'(\w+)'", row["allowed"]))
+
+
+def test_what_none_means_for_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ConnectorClient(URL)._options.overflow == "drop_newest"
+    assert ConnectorClient(URL, checkpoint=MemoryCheckpoint())._options.overflow == "block"
+    monkeypatch.setenv("CONNECTOR_OVERFLOW", "drop_oldest")
+    assert ConnectorClient(URL, checkpoint=MemoryCheckpoint())._options.overflow == "drop_oldest"
+
+
+def test_the_states_are_drawn_from_the_table() -> None:
+    page = DOCS / "explanation" / "design.md"
+    text = page.read_text()
+    line = text[: text.index("<!-- transitions -->")].count("\n") + 1
+    drawn = next(block for block in blocks(page) if block.line > line).text
+    order = list(TRANSITIONS)
+    expected = [
+        f"{state.value:<10} ─▶ {', '.join(to.value for to in order if to in TRANSITIONS[state])}" for state in order
+    ]
+    assert drawn.splitlines() == expected
