@@ -7,7 +7,8 @@ answers or says how long to sleep, and a sleep that the faces supply.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 
 from connector_sdk.buffers.leases import Lease, LeaseState
 from connector_sdk.buffers.state import BufferState
@@ -111,7 +112,7 @@ class BufferCore(BufferState):
 
     # -- taking
 
-    def take_out(self, limit: int | None, types: Collection[str] | None) -> list[Payload]:
+    def take_out(self, limit: int | None, types: AbstractSet[str] | None) -> list[Payload]:
         """Take out the oldest events, all or of some types, and count them as delivered."""
         with self._section():
             if types is not None:

@@ -13,7 +13,8 @@ The age of the oldest fresh event is known from sparse marks. Fresh events are n
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, compress, count, islice, repeat
 from operator import itemgetter, not_
@@ -29,7 +30,10 @@ MARK_EVERY = 1024
 #: Seconds between the marks that reading leaves.
 _MARK_INTERVAL = 1.0
 
-_KNOWN: tuple[type[ActionsPayload], type[SummaryPayload]] = (ActionsPayload, SummaryPayload)
+_KNOWN: dict[str, type[ActionsPayload | SummaryPayload]] = {
+    ActionsPayload.type: ActionsPayload,
+    SummaryPayload.type: SummaryPayload,
+}
 
 T = TypeVar("T")
 
@@ -158,11 +162,11 @@ class Window:
         batch.items = self.take(limit)
         return batch
 
-    def take_types(self, names: Collection[str], limit: int | None, entered: int) -> list[Payload]:
+    def take_types(self, names: AbstractSet[str], limit: int | None, entered: int) -> list[Payload]:
         """Take out the oldest events whose `type` is in *names*; the others keep their order."""
         if limit is None and not self.keys and not self.sizes and not self.times:
             return self._take_types_at_once(names, entered)
-        selected = [payload.type in names for payload in self.items]
+        selected = list(map(_matcher(names), self.items))
         if limit is not None:
             positions = list(islice(compress(count(), selected), limit))
             end = positions[-1] + 1 if positions else 0
@@ -253,21 +257,28 @@ class Window:
             (number + taken - before, time) for (number, time), before in zip(self.marks, taken_before, strict=False)
         ]
 
-    def _take_types_at_once(self, names: Collection[str], entered: int) -> list[Payload]:
+    def _take_types_at_once(self, names: AbstractSet[str], entered: int) -> list[Payload]:
         # One loop that touches each event once: with 100,000 of them in memory that beats several passes of itertools.
-        # Comparing with at most two known types costs half of what looking up in a set does.
-        first, second = (kind if kind.type in names else None for kind in _KNOWN)
+        # For one known type it compares classes and nothing more, which halves the time.
+        if names >= _KNOWN.keys() and UnknownPayload not in set(map(type, self.items)):
+            return self.take_all()
+        only = _KNOWN.get(*names) if len(names) == 1 else None
+        matches = _matcher(names)
         taken: list[Payload] = []
         kept: list[Payload] = []
         taken_before: list[int] = []
         source, position = iter(self.items), 0
         for end in (*self._mark_positions(entered), len(self.items)):
-            for payload in islice(source, end - position):
-                kind = type(payload)
-                if kind is first or kind is second or (kind is UnknownPayload and payload.type in names):
-                    taken.append(payload)
-                else:
-                    kept.append(payload)
+            part = islice(source, end - position)
+            if only is not None:
+                for payload in part:
+                    if type(payload) is only:
+                        taken.append(payload)
+                    else:
+                        kept.append(payload)
+            else:
+                for payload in part:
+                    (taken if matches(payload) else kept).append(payload)
             position = end
             taken_before.append(len(taken))
         if not taken:
@@ -290,6 +301,17 @@ class Window:
         _keep(self.times, kept)
         _keep(self.items, kept)
         return taken
+
+
+def _matcher(names: AbstractSet[str]) -> Callable[[Payload], bool]:
+    """Return the test for a payload of one of the types; the names of known types mean their classes."""
+    kinds = tuple(kind for name, kind in _KNOWN.items() if name in names)
+    others = names - _KNOWN.keys()
+
+    def matches(payload: Payload) -> bool:
+        return payload.type in others if type(payload) is UnknownPayload else type(payload) in kinds
+
+    return matches
 
 
 def _pop_left(column: deque[T], limit: int) -> list[T]:

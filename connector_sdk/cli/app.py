@@ -12,7 +12,15 @@ import typer
 import typer.main
 
 from connector_sdk._version import __version__
-from connector_sdk.cli.console import BadInputError, FailedError, Terminated, prepare_output, quiet_pipe, say
+from connector_sdk.cli.console import (
+    BadInputError,
+    FailedError,
+    Terminated,
+    prepare_environment,
+    prepare_output,
+    quiet_pipe,
+    say,
+)
 from connector_sdk.errors import ConnectorError
 
 __all__ = ["app", "run"]
@@ -150,6 +158,7 @@ def demo(
     options = command.DemoOptions(
         seconds=seconds, rate=rate, events=events, cuts=cuts, seed=seed, index=index, query=query, is_json=is_json
     )
+    prepare_environment(is_demo=True)
     with _ending():
         command.demo(source, options)
 
@@ -229,5 +238,6 @@ def tail(
     from connector_sdk.cli import tail as command  # noqa: PLC0415 - `--help` need not wait for httpx
 
     wanted = command.Filter(types=frozenset(types or ()), session=session, limit=limit)
+    prepare_environment(is_demo=False)
     with _ending():
         command.tail(url, token=token, is_json=is_json, wanted=wanted, since_id=since_id, max_retries=max_retries)

@@ -22,6 +22,7 @@ __all__ = [
     "OutputConsole",
     "Terminated",
     "on_signal",
+    "prepare_environment",
     "prepare_output",
     "printable",
     "quiet_pipe",
@@ -36,6 +37,7 @@ _TINTS: Final = ("cyan", "magenta", "green", "yellow", "blue", "bright_cyan", "b
 
 
 _INTERRUPTED: Final = 130
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
 
 class BadInputError(Exception):
@@ -129,6 +131,20 @@ def quiet_pipe() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
+
+
+def prepare_environment(*, is_demo: bool) -> None:
+    """
+    Let nothing in the user's environment come between our own client and server.
+
+    A proxy is never asked for what is on this machine; and the demo's client has the options of the demo, not those that
+    `CONNECTOR_...` variables name for the user's own connector.
+    """
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name, ""), *_LOOPBACK)))
+    if is_demo:
+        for name in [name for name in os.environ if name.startswith("CONNECTOR_")]:
+            del os.environ[name]
 
 
 def prepare_output() -> None:

@@ -128,7 +128,6 @@ class _Run:
                 overflow="block",
                 initial_backoff=min(0.05, self._most_pause),
                 max_backoff=self._most_pause,
-                read_timeout=10.0,
             ).into(self._buffer)
             self._tell_beginning()
             try:

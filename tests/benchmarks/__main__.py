@@ -21,6 +21,7 @@ from tests.benchmarks.report import Row, render
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the table, return the exit code: 1 when events were lost or a candidate crashed."""
     options = parse(arguments)
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan
     peers: Path | None = None
     if not options.no_peers and options.only != "buffer":
         tell("the peers' environment .venv-bench (made once)")
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except bench_client.CandidateCrashedError as error:
         failure = str(error)
     tell("")
-    facts = machine(with_peers=peers is not None)
+    facts = machine(load=load, with_peers=peers is not None)
     if options.json:
         document = {"machine": facts, "quick": options.quick, "rows": [plain(row) for row in rows], "failure": failure}
         print(json.dumps(document, indent=2))
@@ -75,10 +76,12 @@ def positive(text: str) -> int:
     return number
 
 
-def machine(*, with_peers: bool) -> dict[str, str]:
+def machine(*, load: float, with_peers: bool) -> dict[str, str]:
     """Where this was measured and with what."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts = {"Python": platform.python_version(), "on": f"{platform.system()}, {cores} x {processor()}"}
+    if math.isfinite(load):
+        facts["load before"] = f"{load:.1f}"
     facts |= {name: version(name) for name in ("connector_sdk", "httpx", "h11", "anyio", "msgspec")}
     facts["peers"] = ", ".join(PEERS) if with_peers else "not available"
     return facts

@@ -175,8 +175,13 @@ def _draining_by_type(rounds: int, events: int) -> Row:
         queue.drain_actions()
         return (time.perf_counter() - started) / events * 1e9
 
-    figures = interleaved({"ours": ours, "floor": floor}, rounds)
+    figures = interleaved({"ours": _best_of_3(ours), "floor": _best_of_3(floor)}, rounds)
     return _faster(f"drain_by_type, half of {events:,}", figures, 0.8, loss, "floor: one loop, type(p) is")
+
+
+def _best_of_3(measure: Callable[[], float]) -> Callable[[], float]:
+    """What takes milliseconds is hit by whatever else runs: take the best of three."""
+    return lambda: min(measure() for _ in range(3))
 
 
 def _memory(events: int) -> list[Row]:

@@ -16,7 +16,7 @@ from typing import Final, TypedDict
 
 __all__ = ["Outcome", "Tally", "cores", "keep_to_core", "main", "percentile", "report_when_done"]
 
-_QUIET: Final = 2.0  # seconds without an event after which the rest is lost
+_QUIET: Final = 5.0  # seconds without an event after which the rest is lost
 _PATIENCE: Final = 60.0  # seconds for the first event
 _LOOK: Final = 0.05
 _WARM_UP: Final = 50  # events whose latency is not counted

@@ -99,6 +99,15 @@ def test_drain_filters_by_any_type_and_limit(options: dict[str, Any]) -> None:
     assert numbers(buffer.drain()) == [1]
 
 
+def test_the_names_of_known_types_mean_their_payloads_whatever_way_is_taken() -> None:
+    for options in ({}, {"max_bytes": 10_000}):
+        for names in ({"actions"}, {"actions", "summary"}, {"actions", "survey"}):
+            buffer = EventBuffer(**options)  # type: ignore[arg-type]
+            for payload in (actions(0), unknown(1, "actions"), unknown(2)):
+                buffer.add(payload)
+            assert numbers(buffer.drain(types=names)) == ([0, 2] if "survey" in names else [0])
+
+
 def test_clear_discards_everything_and_counts_it() -> None:
     told: list[Payload] = []
     buffer = EventBuffer(on_drop=told.append)

@@ -21,15 +21,17 @@ COMMAND = (sys.executable, "-m", "connector_sdk.cli")
 class Process:
     """A running command whose output can be waited for. A context manager: what still runs at the end is killed."""
 
-    def __init__(self, *arguments: str, command: Sequence[str] = COMMAND, cwd: Path | None = None) -> None:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("CONNECTOR_")}
+    def __init__(
+        self, *arguments: str, command: Sequence[str] = COMMAND, cwd: Path | None = None, **environment: str
+    ) -> None:
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("CONNECTOR_")}
         self.process = subprocess.Popen(
             [*command, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=cwd,
-            env={**environment, "PYTHONWARNINGS": "error", "COLUMNS": "100"},
+            env={**ours, "PYTHONWARNINGS": "error", "COLUMNS": "100", **environment},
         )
         self._closing = threading.Event()
         self._grew = threading.Condition()
@@ -112,9 +114,9 @@ class Process:
             reader.join(PATIENCE)
 
 
-def run(*arguments: str, cwd: Path | None = None, command: Sequence[str] = COMMAND) -> Process:
-    """Run a command to its end."""
-    with Process(*arguments, cwd=cwd, command=command) as process:
+def run(*arguments: str, cwd: Path | None = None, command: Sequence[str] = COMMAND, **environment: str) -> Process:
+    """Run a command to its end, with *environment* added to ours."""
+    with Process(*arguments, cwd=cwd, command=command, **environment) as process:
         process.end()
     return process
 

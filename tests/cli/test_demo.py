@@ -47,6 +47,24 @@ def test_the_demo_balances_through_its_cuts_and_tells_its_story() -> None:
         assert says in process.out
 
 
+def test_the_environment_does_not_come_between() -> None:
+    """A company's proxy, options for the user's own connector, a terminal that knows no more than ASCII."""
+    process = run(
+        "demo",
+        "--seconds=1",
+        "--events=40",
+        http_proxy="http://127.0.0.1:9",
+        HTTP_PROXY="http://127.0.0.1:9",
+        no_proxy="example.com",
+        CONNECTOR_MAX_RETRIES="1",
+        CONNECTOR_TOKEN="marked-s3cret",
+        PYTHONIOENCODING="ascii",
+    )
+    assert process.process.returncode == 0, process.err
+    assert "BALANCED" in process.out
+    assert "marked-s3cret" not in process.out
+
+
 def test_a_log_is_in_the_index_to_its_last_request(tmp_path: Path) -> None:
     write_log(tmp_path / "access.log", 900)
     process = run(

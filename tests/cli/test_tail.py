@@ -185,6 +185,19 @@ def test_the_id_of_the_event_wins_over_a_field_of_that_name() -> None:
     assert row["extra"] == 1
 
 
+def test_the_environment_names_url_and_token_and_no_proxy_is_asked_for_this_machine() -> None:
+    with playing(token="letmein") as server:
+        process = run(
+            "tail",
+            "--json",
+            "--limit=3",
+            CONNECTOR_URL=server.url,
+            CONNECTOR_TOKEN="letmein",
+            http_proxy="http://127.0.0.1:9",
+        )
+    assert len(rows(process)) == 3
+
+
 def test_comments_are_life_and_no_events() -> None:
     with ConnectorServer(TRAFFIC[:1], end="stop", script=Comment(text="still here")) as server:
         assert len(rows(run("tail", server.url, "--json"))) == 1

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -553,6 +556,23 @@ class TestIteration:
 
             faces.iterate(faces.client(server.url), take)
         assert len(got) == 10
+
+    def test_ctrl_c_while_it_waits_is_a_keyboard_interrupt_and_closes(self) -> None:
+        with ConnectorServer([summary(1)], heartbeat=None) as server:
+            code = (
+                "import sys; from connector_sdk import ConnectorClient\n"
+                "try:\n"
+                "    for payload in ConnectorClient(sys.argv[1]): print(payload.event_id, flush=True)\n"
+                "except KeyboardInterrupt: print('interrupted')\n"
+            )
+            command = [sys.executable, "-c", code, server.url]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+                assert process.stdout is not None
+                assert process.stdout.readline() == "1\n"
+                process.send_signal(signal.SIGINT)
+                out, err = process.communicate(timeout=PATIENCE)
+            assert (out, err, process.returncode) == ("interrupted\n", "", 0)
+            server.wait_for_connections(0)
 
     def test_callbacks_and_iteration_do_not_mix(self, faces: Faces) -> None:
         with ConnectorServer(TEN) as server:

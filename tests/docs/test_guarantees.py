@@ -36,7 +36,7 @@ def rows() -> list[dict[str, str]]:
 
 
 @cache
-def tests_in(path: str) -> frozenset[str]:
+def names_in(path: str) -> frozenset[str]:
     """The names of the tests in a module, read without importing it: `test_x`, `TestClass::test_x`."""
     file = ROOT / path
     assert file.is_file(), f"there is no {path}"
@@ -70,7 +70,7 @@ def test_each_named_test_exists() -> None:
         assert names, f"{label} names nothing"
         for name in names:
             path, _, test = name.partition("::")
-            assert test in tests_in(path), f"{label}: there is no {name}"
+            assert test in names_in(path), f"{label}: there is no {name}"
 
 
 def test_each_label_is_used() -> None:
@@ -79,7 +79,7 @@ def test_each_label_is_used() -> None:
 
 
 def test_the_reader_of_tests_finds_what_is_there_and_nothing_else() -> None:
-    here = tests_in("tests/docs/test_guarantees.py")
+    here = names_in("tests/docs/test_guarantees.py")
     assert "test_each_named_test_exists" in here
     assert "rows" not in here
-    assert "TestStopping::test_what_is_queued_is_finished" in tests_in("tests/client/test_dispatch.py")
+    assert "TestStopping::test_what_is_queued_is_finished" in names_in("tests/client/test_dispatch.py")

@@ -4,67 +4,73 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from connector_sdk import MemoryCheckpoint
+from connector_sdk import ConnectorClient, EventBuffer, MemoryCheckpoint, Payload
 from connector_sdk.testing import ConnectorServer, Cut
 from tests.client.harness import Collector, Faces, summary
 
 TEN = [summary(number) for number in range(10)]
 
-#: Takes events into memory until ten wait and the checkpoint is past them; says so; then waits to be killed.
+#: Takes events into memory; says how many wait as soon as the checkpoint is past all of them, and waits to be killed.
 WORKER = """
-import sys, time
+import sys, threading
 from connector_sdk import ConnectorClient, EventBuffer, FileCheckpoint, Observer
 
 url, place = sys.argv[1:]
 buffer = EventBuffer()
+saved = threading.Event()
 
 class Saved(Observer):
     def checkpoint_saved(self, *, event_id, seconds):
         if event_id == "10":
-            print(buffer.size, flush=True)
+            saved.set()
 
 client = ConnectorClient(url, checkpoint=FileCheckpoint(place), observer=Saved()).into(buffer)
-client.run()
+client.run_in_background()
+if saved.wait(10.0):
+    print(buffer.size, flush=True)
+    threading.Event().wait()
+print(f"never saved: {client.stats()}")
 """
+
+
+@contextmanager
+def worker(url: str, place: Path) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", WORKER, url, str(place)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def test_what_waits_in_memory_dies_with_the_process(tmp_path: Path) -> None:
     """A buffer in memory finishes an event by taking it: the checkpoint is past events that a kill then loses."""
-    place = tmp_path / "place"
     with ConnectorServer(TEN) as server:
-        with subprocess.Popen(
-            [sys.executable, "-c", WORKER, server.url, str(place)], stdout=subprocess.PIPE, text=True
-        ) as worker:
-            assert worker.stdout is not None
-            try:
-                assert worker.stdout.readline() == "10\n"
-            finally:
-                worker.kill()
-        server.publish(summary(10))
-        with subprocess.Popen(
-            [sys.executable, "-c", WORKER, server.url, str(place)], stdout=subprocess.PIPE, text=True
-        ) as worker:
-            try:
-                assert server.wait_for_requests(2, timeout=20.0)[1].last_event_id == "10"
-            finally:
-                worker.kill()
+        with worker(server.url, tmp_path / "place") as first:
+            assert first.stdout is not None
+            assert first.stdout.readline() == "10\n"
+        with worker(server.url, tmp_path / "place"):
+            assert server.wait_for_requests(2, timeout=20.0)[1].last_event_id == "10"
 
 
 def test_without_a_checkpoint_a_restart_does_not_ask_for_what_it_missed() -> None:
     """What it gets is the server's choice: everything that is kept, or what happens from now on."""
     collector = Collector()
     with ConnectorServer(TEN, replay=False) as server:
-        client = Faces("sync").client(server.url).on_summary(collector.plain)
-        with Faces("sync").run(client):
-            collector.wait(10)
+        client = ConnectorClient(server.url).on_summary(collector.plain)
+        client.run_in_background()
+        collector.wait(10)
+        client.stop()
         server.publish(summary(10))  # nobody listens
-        again = Faces("sync").client(server.url).on_summary(collector.plain)
-        with Faces("sync").run(again):
-            again.wait_until_open(20.0)  # type: ignore[unused-coroutine]  # the sync client
+        with ConnectorClient(server.url).on_summary(collector.plain) as again:
+            again.run_in_background()
+            again.wait_until_open(20.0)
             server.publish(summary(11))
             collector.wait(11)
         assert [request.last_event_id for request in server.requests] == [None, None]
@@ -89,3 +95,17 @@ def test_a_checkpoint_that_cannot_be_saved_is_counted_and_stops_nothing(kind: st
     assert client.stats().checkpoint_errors >= 1
     assert client.stats().checkpoint_event_id == ""
     assert set(errors) == {"no space left"}
+
+
+def test_what_is_drained_counts_as_delivered_and_does_not_come_back() -> None:
+    buffer = EventBuffer()
+    buffer.add(summary(0))
+    with pytest.raises(OSError, match="the index is away"):
+        _fail_with(buffer.drain())
+    assert buffer.drain() == []
+    assert (buffer.stats().ledger.delivered, buffer.stats().ledger.buffered) == (1, 0)
+
+
+def _fail_with(payloads: list[Payload]) -> None:
+    assert payloads
+    raise OSError("the index is away")
