@@ -42,6 +42,7 @@ class Pull:
         self._ready: deque[Delivery] = deque()
         self._current: Delivery | None = None
         self._ended = False
+        self._waiting: anyio.Event | None = None
 
     def pop(self) -> Payload | None:
         """Finish the event handed out last and hand out the next one that is here; None when none is."""
@@ -55,30 +56,43 @@ class Pull:
 
     async def more(self) -> bool:
         """Wait until events are here; False when the stream has ended. Raises what `run()` raises."""
+        self._waiting = anyio.Event()
+        try:
+            if await self._fill():
+                return True
+            await self._end()
+            return False
+        except BaseException as error:
+            if isinstance(error, ConnectorError):
+                self._engine.failure = error
+            await self._end()
+            raise
+        finally:
+            self._waiting.set()
+
+    async def close(self) -> None:
+        """End the iteration: the event handed out last counts as unfinished, the connection is closed."""
+        if self._waiting is not None and not self._waiting.is_set():
+            # The loop's thread was interrupted while it waited, so `more` still waits here.
+            self._engine.request_stop(drain=False)
+            await self._waiting.wait()
+        await self._end()
+
+    async def _fill(self) -> bool:
         engine = self._engine
         if self._batches is None:
             engine.begin()
             self._batches = engine.batches()
-        try:
-            while not self._ready and not engine.is_stopping:
-                with anyio.CancelScope() as scope:
-                    engine.reading_under(scope)
-                    await engine.keeper.save_if_due()
-                    if not await self._read():
-                        break
-                engine.reading_under(None)
-        except BaseException as error:
-            if isinstance(error, ConnectorError):
-                engine.failure = error
-            await self.close()
-            raise
-        if self._ready and not engine.is_stopping:
-            return True
-        await self.close()
-        return False
+        while not self._ready and not engine.is_stopping:
+            with anyio.CancelScope() as scope:
+                engine.reading_under(scope)
+                await engine.keeper.save_if_due()
+                if not await self._read():
+                    return False
+            engine.reading_under(None)
+        return bool(self._ready) and not engine.is_stopping
 
-    async def close(self) -> None:
-        """End the iteration: the event handed out last counts as unfinished, the connection is closed."""
+    async def _end(self) -> None:
         if self._ended or self._batches is None:
             return
         self._ended = True

@@ -7,13 +7,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import wait
 from types import TracebackType
 from typing import Self
 
 import anyio
 import anyio.from_thread
-from anyio.from_thread import BlockingPortal
 
 from connector_sdk.client.face import ClientFace
 from connector_sdk.client.pull import Pull
@@ -138,21 +136,11 @@ class ConnectorClient(ClientFace):
         pull = Pull(self._engine)
         with anyio.from_thread.start_blocking_portal() as portal:
             try:
-                while self._more(portal, pull):
+                while portal.call(pull.more):
                     while (payload := pull.pop()) is not None:
                         yield payload
             finally:
                 portal.call(pull.close)
-
-    def _more(self, portal: BlockingPortal, pull: Pull) -> bool:
-        """Wait for events; a KeyboardInterrupt ends the waiting on the portal's loop before it goes on here."""
-        more = portal.start_task_soon(pull.more)
-        try:
-            return more.result()
-        except BaseException:
-            self._engine.request_stop(drain=False)
-            wait([more])
-            raise
 
     def _wait(self, reached: Callable[[], bool], timeout: float | None) -> bool:
         """Wait until *reached()* at a change of state; False when time ran out."""

@@ -8,6 +8,7 @@ that whatever else the machine does hits all alike. A figure is the median of it
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -264,8 +265,8 @@ class _Table:
         reach = "" if at_least is at_most else (f">= {at_least:g}" if at_least is not None else f"<= {at_most:g}")
         lost = self.results.lost(ours)
         if not self.results.has(floor):
-            note = self.results.why_not(floor)
-            return Row(work, own, float("nan"), self.unit, float("nan"), reach, False, lost, note)
+            note = self.results.why_not(floor) + (f"; reach {reach}" if reach else "")
+            return Row(work, own, math.nan, self.unit, math.nan, "", False, lost, note)
         against = self.figure(floor)
         ratio = against / own if self.inverse else own / against
         met = (at_least is None or ratio >= at_least) and (at_most is None or ratio <= at_most) and not lost
