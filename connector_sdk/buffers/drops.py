@@ -106,7 +106,7 @@ class DropTeller:
     def hook_failed(self, error: Exception) -> None:
         """Count a hook that raised, and warn."""
         self.hook_errors += 1
-        self._warnings.warning("hook", "on_drop raised %s: %s", type(error).__name__, error)
+        self._warnings.warning("hook", "on_drop raised %s", type(error).__name__)
 
     def _tell_overflow(self, payload: Payload) -> None:
         self._tell_one(DropReason.OVERFLOW, payload, 1)

@@ -64,7 +64,10 @@ class AsyncConnectorClient(ClientFace):
             raise ClientStateError(
                 "run_in_background() needs a running asyncio loop; on trio use nursery.start_soon(client.run)"
             ) from None
+        engine = self._engine
+        engine.expect()
         self._task = loop.create_task(self.run(), name=f"connector {self._options.stream}")
+        self._task.add_done_callback(lambda task: engine.expect_no_more())
         return self._task
 
     def stop(self, *, drain: bool = True, timeout: float = 10.0) -> Stopping:
@@ -75,12 +78,10 @@ class AsyncConnectorClient(ClientFace):
             drain: let the callbacks finish what was received; without it, what waits is given up and counted.
             timeout: seconds for that. Default 10.
 
-        Awaiting gives a StopReport. Inside a callback of this very client awaiting returns at once, because the end waits
-        for the callback.
+        A client that neither runs nor was started by `run_in_background` is not affected: a later `run()` runs.
+        A second stop may shorten the time of the first. Awaiting gives a StopReport. Inside a callback of this very
+        client awaiting returns at once, because the end waits for the callback.
         """
-        task = getattr(self, "_task", None)
-        if task is not None and not task.done() and not self._engine.is_running:
-            task.get_loop().call_soon_threadsafe(task.cancel)
         self._engine.request_stop(drain=drain, timeout=timeout)
         return Stopping(self)
 

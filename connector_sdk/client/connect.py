@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from functools import cache
 from typing import Final, cast
+from urllib.parse import parse_qsl, urlsplit
 
 import anyio
 import anyio.to_thread
@@ -26,11 +27,22 @@ from connector_sdk.client.session import (
     same_origin,
 )
 from connector_sdk.errors import ConfigurationError, FatalStreamError, TransientStreamError
+from connector_sdk.observe import redact_url
 
 __all__ = ["Opener", "body_of", "close_response", "http_client_for"]
 
 _BODY_TIMEOUT: Final = 2.0  # seconds to wait for the text of an error
 _CLOSE_TIMEOUT: Final = 1.0
+
+
+class _QuietURL(httpx.URL):
+    """A URL that shows no secret: httpx logs each request's URL at INFO."""
+
+    def __str__(self) -> str:
+        return redact_url(super().__str__())
+
+    def __repr__(self) -> str:
+        return f"URL({str(self)!r})"
 
 
 class Opener:
@@ -39,6 +51,7 @@ class Opener:
     def __init__(self, options: ClientOptions, client: httpx.AsyncClient) -> None:
         self._options = options
         self._client = client
+        self._token = ""
         self._timeout = httpx.Timeout(options.connect_timeout, read=options.read_timeout)
 
     async def open(self, session: Session) -> httpx.Response | None:
@@ -49,7 +62,7 @@ class Opener:
         once more. Raises TransientStreamError, FatalStreamError, ConfigurationError, or what httpx raises.
         """
         url = self._options.url
-        token = await self._ask_for_token()
+        token = self._token = await self._ask_for_token()
         may_refresh = callable(self._options.token)
         for _ in range(MAX_REDIRECTS + 2):
             response = await self._send(session, url, token)
@@ -60,7 +73,7 @@ class Opener:
                     url = target
                 elif response.status_code == 401 and may_refresh:
                     may_refresh = False
-                    token = await self._ask_for_token()
+                    token = self._token = await self._ask_for_token()
                 else:
                     return await self._judge(response, url, headers)
             except BaseException:
@@ -74,22 +87,33 @@ class Opener:
         request = self._client.build_request(
             "GET", url, headers=session.request_headers(token if at_home else ""), timeout=self._timeout
         )
+        request.url = _QuietURL(request.url)
         if not at_home:
             # What the caller's own client adds to each request is a secret of the first origin, too.
             for name in ("Authorization", "Cookie", "Proxy-Authorization"):
                 request.headers.pop(name, None)
         if token or not at_home:
-            return await self._client.send(request, stream=True, follow_redirects=False, auth=None)
+            # An Auth that adds nothing: with None httpx would put what the URL names in place of our header.
+            return await self._client.send(request, stream=True, follow_redirects=False, auth=httpx.Auth())
         return await self._client.send(request, stream=True, follow_redirects=False)
 
     async def _judge(self, response: httpx.Response, url: str, headers: Mapping[str, str]) -> httpx.Response | None:
         body_start = b""
         if not is_event_stream(response.status_code, headers):
-            body_start = await _start_of(response)
+            body_start = self._without_secrets(await _start_of(response))
         if check_head(url, response.status_code, headers, body_start, wall_clock=time.time()):
             return response
         await close_response(response)
         return None
+
+    def _without_secrets(self, text: bytes) -> bytes:
+        """Hide what an answer repeats of the request's secrets: its beginning goes into an error and into logs."""
+        parts = urlsplit(self._options.url)
+        secrets = {self._token, parts.username, parts.password, parts.query, parts.fragment}
+        secrets |= {value for _, value in parse_qsl(parts.query)}
+        for secret in sorted(filter(None, secrets), key=len, reverse=True):
+            text = text.replace(secret.encode(), b"<hidden>")
+        return text
 
     async def _ask_for_token(self) -> str:
         token = self._options.token
@@ -125,7 +149,12 @@ async def http_client_for(options: ClientOptions) -> AsyncIterator[httpx.AsyncCl
 
 def body_of(response: httpx.Response) -> AsyncIterator[bytes]:
     """The bytes of the stream as they come; decompressed when a proxy compressed them although we asked it not to."""
-    if response.headers.get("content-encoding", "identity").lower() == "identity":
+    encoding = response.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", "gzip", "deflate"):
+        raise FatalStreamError(
+            f"the stream is compressed ({encoding}), although identity was asked for, and cannot be read"
+        )
+    if encoding == "identity":
         # One layer of generators less than `aiter_raw`, which would only count the bytes.
         return cast(httpx.AsyncByteStream, response.stream).__aiter__()
     return response.aiter_bytes()
@@ -164,12 +193,12 @@ def _plain_headers(response: httpx.Response) -> dict[str, str]:
 
 async def _start_of(response: httpx.Response) -> bytes:
     start = b""
-    try:
-        with anyio.move_on_after(_BODY_TIMEOUT):
-            async for chunk in response.aiter_bytes():
-                start += chunk
-                if len(start) >= BODY_START:
-                    break
-    except httpx.HTTPError:
-        pass  # the status is what matters; the text only explains it
+    body = response.aiter_bytes()
+    # The status is what matters; the text only explains it.
+    with contextlib.suppress(httpx.HTTPError), anyio.move_on_after(_BODY_TIMEOUT):
+        async for chunk in body:
+            start += chunk
+            if len(start) >= BODY_START:
+                break
+    await _end(body)
     return start[:BODY_START]

@@ -12,7 +12,7 @@ import anyio
 
 from connector_sdk.client.hooks import Hooks
 from connector_sdk.client.intake import Intake, Refusal
-from connector_sdk.client.lanes import Delivery, Lanes, Outcome
+from connector_sdk.client.lanes import Delivery, Lanes, Outcome, worse
 from connector_sdk.client.options import ClientOptions
 from connector_sdk.client.session import Session
 from connector_sdk.client.sse import CursorMoved, Item, OversizedEvent, RetryAdvised, ServerSentEvent
@@ -70,6 +70,8 @@ class Dispatcher:
         now = self.received_at = time.monotonic()
         session, lanes, take = self._session, self._lanes, self._run.intake.take
         for index, item in enumerate(items):
+            if lanes.is_halted:
+                break  # the run is ending; the cursor has not passed what is left
             if not isinstance(item, ServerSentEvent):
                 self.control(item)
                 continue
@@ -149,7 +151,7 @@ class Dispatcher:
             except Exception as error:  # noqa: BLE001 - the stream goes on, see FailurePolicy
                 self._run.hooks.handler_failed(handler, delivery.payload, error)
                 self._calls.append(("error", (error, delivery.payload)))
-                outcome = Outcome.PARKED if handler.last_resort == "park" else Outcome.FAILED
+                outcome = worse(outcome, Outcome.PARKED if handler.last_resort == "park" else Outcome.FAILED)
                 if handler.last_resort == "stop":
                     self._run.fail(HandlerError.of(handler.name, error))
                     return Outcome.UNFINISHED

@@ -78,8 +78,10 @@ class Engine:
         self._notifier = notifier
         self._log = RateLimitedLogger(logger)
         self._schedule = self._fresh_schedule()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # re-entrant: a signal handler may stop the run at any moment
         self._running = False
+        self._expected = False
+        self._draining: anyio.CancelScope | None = None
         self._stop_timeout: float | None = None
         self._scope: anyio.CancelScope | None = None
         self._waker: Waker | None = None
@@ -107,6 +109,8 @@ class Engine:
                         await self._pump(runners)
                 drained = await self._drain()
                 tasks.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            self.failure = self.failure or _only(group)
         finally:
             with anyio.CancelScope(shield=True):
                 running = await runners.close(_THREAD_GRACE)
@@ -115,6 +119,7 @@ class Engine:
                 left = self.lanes.ledger().dropped.get(DropReason.ABANDONED, 0) - given_up
                 self.end(StopReport(drained=drained and not left, left=left, running=running))
             running_engine.reset(outer)
+            self._draining = None
         if self.failure is not None:
             raise self.failure
 
@@ -126,6 +131,13 @@ class Engine:
                     f"{self!r} is running already: one client is one stream, make another for another"
                 )
             self._running = True
+            self._expected = False
+        client = self.options.http_client
+        if client is not None and client.is_closed:
+            self._running = False
+            raise ClientStateError("the http_client is closed; give this client one that is open")
+        if self.session.state is ConnectionState.CLOSED:
+            self.session.move(ConnectionState.IDLE)
         self._waker = current_waker()
         self.failure = None
         self.closed_reason = ""
@@ -205,7 +217,7 @@ class Engine:
         idle = anyio.Event()
         with anyio.move_on_after(max(timeout, _TELLING)):
             await self.dispatcher.tell()
-        with anyio.move_on_after(timeout):
+        with anyio.move_on_after(timeout) as self._draining:
             if self.lanes.when_idle(lambda: self.wake(idle.set)):
                 await idle.wait()
             return True
@@ -255,7 +267,9 @@ class Engine:
             if self.session.state is ConnectionState.OPEN:
                 self.move(ConnectionState.STALE, message)
         else:
-            message = f"{type(failure).__name__}: {failure}".rstrip(": ")
+            # What breaks the rules of HTTP on our side may quote a header, and that may be the token.
+            detail = "" if isinstance(failure, httpx.LocalProtocolError) else str(failure)
+            message = f"{type(failure).__name__}: {detail}".rstrip(": ")
         error = TransientStreamError(message)
         error.__cause__ = failure
         return error
@@ -279,10 +293,12 @@ class Engine:
     def request_stop(self, *, drain: bool = True, timeout: float = _DRAIN_AT_END) -> None:
         """End the run: reading stops now, the handlers get *timeout* seconds to finish what waits (none without *drain*)."""
         with self._lock:
-            if not self._running:
+            if not (self._running or self._expected):
                 return
-            self._stop_timeout = timeout if drain else 0.0
-        self.wake(self._cancel_reading)
+            before = self._stop_timeout
+            wanted = timeout if drain else 0.0
+            self._stop_timeout = wanted if before is None else min(before, wanted)
+        self.wake(self._apply_stop)
 
     def fail(self, error: BaseException) -> None:
         """End the run at once with *error*."""
@@ -298,14 +314,34 @@ class Engine:
         """Name the scope that a stop cancels; None when nothing is being read."""
         self._scope = scope
 
-    def _cancel_reading(self) -> None:
+    def _apply_stop(self) -> None:
         if self._scope is not None:
             self._scope.cancel()
+        if self._draining is not None and self._stop_timeout is not None:
+            self._draining.deadline = min(self._draining.deadline, anyio.current_time() + self._stop_timeout)
+
+    def expect(self) -> None:
+        """A run is about to begin in a task of its own: a stop counts from now on."""
+        with self._lock:
+            if self._running or self._expected:
+                raise ClientStateError(
+                    f"{self!r} is running already: one client is one stream, make another for another"
+                )
+            self._expected = True
+        if self.session.state is ConnectionState.CLOSED:
+            self.move(ConnectionState.IDLE)
+
+    def expect_no_more(self) -> None:
+        """The task that was to begin a run has ended without it."""
+        if self._expected:
+            self._expected = False
+            self._stop_timeout = None
+            self._announce("")
 
     @property
     def is_running(self) -> bool:
-        """Whether a run is on."""
-        return self._running
+        """Whether a run is on, or about to begin."""
+        return self._running or self._expected
 
     @property
     def is_stopping(self) -> bool:
@@ -361,3 +397,11 @@ class Engine:
 
     def __repr__(self) -> str:
         return f"<{self.options.stream} {self.session.state}>"
+
+
+def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that a task group wrapped, when it is one: nobody should have to know that there was a group."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

@@ -11,7 +11,7 @@ import anyio
 from connector_sdk.client.hooks import Hooks
 from connector_sdk.client.lanes import Lanes
 from connector_sdk.client.options import ClientOptions
-from connector_sdk.errors import CheckpointError
+from connector_sdk.errors import CheckpointError, ConnectorError
 from connector_sdk.observe import Notifier, RateLimitedLogger
 from connector_sdk.wakeups import current_waker
 
@@ -49,7 +49,7 @@ class CheckpointKeeper:
         except CheckpointError:
             raise
         except Exception as error:
-            raise CheckpointError(f"{self._store!r} could not load: {type(error).__name__}: {error}") from error
+            raise CheckpointError(f"the checkpoint store could not load: {_shown(error)}") from error
         return self.saved or ""
 
     async def keep(self) -> None:
@@ -85,8 +85,14 @@ class CheckpointKeeper:
             await self._store.save(self._stream, event_id)
         except Exception as error:  # noqa: BLE001 - a store is not ours; unsaved ids only mean repeated events
             self.errors += 1
-            self._log.warning("save", "the checkpoint could not be saved (%s): a restart repeats events", error)
+            self._log.warning("save", "the checkpoint could not be saved (%s): a restart repeats events", _shown(error))
             await self._hooks.call("error", error, None)
             return
         self.saved = event_id
         self._notifier.tell("checkpoint_saved", event_id=event_id, seconds=time.monotonic() - began)
+
+
+def _shown(error: Exception) -> str:
+    """The error for a log: of a store that is not ours only the type, for its text may hold a password."""
+    name = type(error).__name__
+    return f"{name}: {error}" if isinstance(error, ConnectorError | OSError) else name

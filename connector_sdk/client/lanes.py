@@ -24,7 +24,7 @@ from connector_sdk.client.options import OverflowPolicy
 from connector_sdk.ledger import DropReason, Ledger
 from connector_sdk.payloads import Payload
 
-__all__ = ["Delivery", "Lane", "Lanes", "Outcome"]
+__all__ = ["Delivery", "Lane", "Lanes", "Outcome", "worse"]
 
 
 class Outcome(enum.Enum):
@@ -34,6 +34,14 @@ class Outcome(enum.Enum):
     FAILED = "failed"  #: a handler raised; given up under `handler_failed`
     PARKED = "parked"  #: put aside; waits in the client until somebody takes it
     UNFINISHED = "unfinished"  #: interrupted; never counts as finished, so its id is not passed
+
+
+_SEVERITY = {Outcome.DELIVERED: 0, Outcome.FAILED: 1, Outcome.PARKED: 2, Outcome.UNFINISHED: 3}
+
+
+def worse(one: Outcome, other: Outcome) -> Outcome:
+    """The outcome of an event whose handlers ended so and so."""
+    return max(one, other, key=_SEVERITY.__getitem__)
 
 
 class Delivery(msgspec.Struct, eq=False, gc=False):
@@ -55,13 +63,15 @@ class _Mark(msgspec.Struct, eq=False, gc=False):
 class Lane:
     """The waiting events of one session."""
 
-    __slots__ = ("items", "key", "runners")
+    __slots__ = ("is_stale", "items", "key", "runners")
 
     def __init__(self, key: str) -> None:
         self.key = key
         self.items: deque[Delivery] = deque()
         #: Runners that hold this lane or will find it in a ready queue.
         self.runners = 0
+        #: The run it belongs to has ended: a runner that still holds it must not take from the next run.
+        self.is_stale = False
 
 
 class Lanes:
@@ -75,7 +85,7 @@ class Lanes:
     """
 
     def __init__(self, *, max_size: int, policy: OverflowPolicy, concurrency: int) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # re-entrant: a signal handler may ask for readings at any moment
         self._lanes: dict[str, Lane] = {}
         #: Lanes that wait for a runner on the event loop; others may only ask whether there are any.
         self.ready_lanes: deque[Lane] = deque()
@@ -98,6 +108,8 @@ class Lanes:
         self._on_idle: Callable[[], object] | None = None
         self._on_finished_id: Callable[[], object] | None = None
         self._threads_awake = 0
+        #: An event was left unfinished: nothing more is handed out in this run, so that its session keeps its order.
+        self.is_halted = False
         #: How often a thread took a lane.
         self.taken_by_threads = 0
 
@@ -141,7 +153,23 @@ class Lanes:
             delivery.started = True
             self._received += 1
             self._in_order.append(delivery)
-            self._count(delivery, outcome)
+            if self._count(delivery, outcome):
+                self._tell_finished()
+
+    def hold(self, delivery: Delivery) -> None:
+        """Count an event that an iteration has in hand."""
+        with self._lock:
+            delivery.started = True
+            self._received += 1
+            self._running += 1
+            self._in_order.append(delivery)
+
+    def settle(self, delivery: Delivery, outcome: Outcome) -> None:
+        """Count the end of an event that was held."""
+        with self._lock:
+            self._running -= 1
+            if self._count(delivery, outcome):
+                self._tell_finished()
 
     def refused(self, reason: DropReason, event_id: str | None = None) -> None:
         """Count an event that was received and given up before it could queue."""
@@ -203,8 +231,10 @@ class Lanes:
             self._running -= 1
             advanced = self._count(delivery, outcome)
             following = self._next_of(lane, threaded)
-            if following is not None:
-                taken: tuple[Lane, Delivery] | None = (lane, following)
+            if lane.is_stale:
+                taken = None
+            elif following is not None:
+                taken = (lane, following)
             else:
                 taken = self._take(self._ready_threaded if threaded else self.ready_lanes)
                 if threaded and taken is None:
@@ -222,6 +252,11 @@ class Lanes:
             for call in calls:
                 call()
         return taken
+
+    @property
+    def all_threads_asleep(self) -> bool:
+        """Whether no thread would find a lane by itself."""
+        return not self._threads_awake
 
     @property
     def ready_threaded(self) -> int:
@@ -284,6 +319,11 @@ class Lanes:
             if self._queued:
                 self._dropped[DropReason.ABANDONED] += self._queued
             self._queued = 0
+            self.is_halted = False
+            self._threads_awake = 0
+            for lane in self._lanes.values():
+                lane.is_stale = True
+                lane.items.clear()  # whoever still holds the lane finds it empty
             self._lanes = {}
             self.ready_lanes.clear()
             self._ready_threaded.clear()
@@ -308,9 +348,9 @@ class Lanes:
 
     def _next_of(self, lane: Lane, threaded: bool) -> Delivery | None:
         items = lane.items
-        if not items:
+        if not items or self.is_halted:
             lane.runners -= 1
-            if not lane.runners and self._lanes.get(lane.key) is lane:
+            if not lane.runners and not items and self._lanes.get(lane.key) is lane:
                 del self._lanes[lane.key]
             return None
         if items[0].plan.is_threaded is not threaded:
@@ -334,6 +374,7 @@ class Lanes:
                 self._dropped[DropReason.HANDLER_FAILED] += 1
         else:
             self._dropped[DropReason.ABANDONED] += 1
+            self.is_halted = True
             return False
         delivery.done = True
         return self._advance()
@@ -373,9 +414,13 @@ class Lanes:
     def _mark(self, event_id: str | None) -> None:
         if event_id is not None:
             self._in_order.append(_Mark(event_id))
-            if self._advance() and self._on_finished_id is not None:
-                call, self._on_finished_id = self._on_finished_id, None
-                call()
+            if self._advance():
+                self._tell_finished()
+
+    def _tell_finished(self) -> None:
+        if self._on_finished_id is not None:
+            call, self._on_finished_id = self._on_finished_id, None
+            call()
 
     def _overflow(self, newest: Delivery) -> list[Delivery]:
         if self._policy == "drop_oldest":

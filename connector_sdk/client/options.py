@@ -189,15 +189,19 @@ class _Resolver:
 
 def check_token(name: str, value: object) -> str:
     """Return *value* if it can stand in a header; the error never shows it."""
-    if isinstance(value, str) and all(" " <= character <= "~" for character in value):
+    if isinstance(value, str) and all(" " <= character <= "~" for character in value) and value == value.strip():
         return value
     raise ConfigurationError(
-        name, value, "a string of printable ASCII, or a function that returns one (asked at each connect)", secret=True
+        name,
+        value,
+        "a string of printable ASCII without blanks around it, or a function that returns one (asked at each connect)",
+        secret=True,
     )
 
 
 def _safe(url: str) -> str:
     try:
-        return redact_url(url)
+        shown = redact_url(url)
     except ValueError:
-        return "<unreadable>"
+        return "<hidden>"
+    return "<hidden>" if "@" in shown else shown

@@ -47,7 +47,7 @@ class Pull:
     def pop(self) -> Payload | None:
         """Finish the event handed out last and hand out the next one that is here; None when none is."""
         if self._current is not None:
-            self._engine.lanes.ran_inline(self._current, Outcome.DELIVERED)
+            self._engine.lanes.settle(self._current, Outcome.DELIVERED)
             self._current = None
         if not self._ready or self._engine.is_stopping:
             return None
@@ -99,7 +99,7 @@ class Pull:
         engine = self._engine
         left = len(self._ready) + (self._current is not None)
         for delivery in [*([self._current] if self._current else []), *self._ready]:
-            engine.lanes.ran_inline(delivery, Outcome.UNFINISHED)
+            engine.lanes.settle(delivery, Outcome.UNFINISHED)
         self._current = None
         self._ready.clear()
         with anyio.CancelScope(shield=True):
@@ -123,6 +123,7 @@ class Pull:
                 self._engine.session.cursor = item.id
             taken = self._intake.take(item, now)
             if isinstance(taken, Delivery):
+                self._engine.lanes.hold(taken)
                 self._ready.append(taken)
             elif isinstance(taken, Refusal):
                 self._engine.dispatcher.refuse(taken)

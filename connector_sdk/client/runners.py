@@ -7,7 +7,9 @@ held up, so that quick handlers cost one task switch a batch, and a slow session
 
 from __future__ import annotations
 
+import contextvars
 import inspect
+import math
 import queue
 import threading
 from collections.abc import Callable
@@ -20,7 +22,7 @@ import anyio.to_thread
 
 from connector_sdk.client.handlers import Handler, Handlers
 from connector_sdk.client.hooks import Hooks, wait_for
-from connector_sdk.client.lanes import Delivery, Lane, Lanes, Outcome
+from connector_sdk.client.lanes import Delivery, Lane, Lanes, Outcome, worse
 from connector_sdk.errors import HandlerError
 from connector_sdk.retries import handler_retrying
 from connector_sdk.wakeups import current_waker
@@ -62,7 +64,10 @@ class Runners:
         self._waker = current_waker()
         self._token = anyio.lowlevel.current_token()
         self._all_ended = anyio.Event()
+        self._limiter = anyio.CapacityLimiter(self._max_threads)
+        self._prod_wanted = anyio.Event()
         task_group.start_soon(self._add_threads_when_held_up)
+        task_group.start_soon(self._prod_when_wanted)
 
     def prod(self) -> None:
         """See that what is ready gets a runner. Call it on the event loop after an offer; cheap when nothing is to do."""
@@ -89,6 +94,16 @@ class Runners:
                 await self._all_ended.wait()
         return len(self._threads) - self._ended
 
+    def _want_prod(self) -> None:
+        self._prod_wanted.set()
+
+    async def _prod_when_wanted(self) -> None:
+        """Prod for the threads, which cannot start tasks themselves."""
+        while True:
+            await self._prod_wanted.wait()
+            self._prod_wanted = anyio.Event()
+            self.prod()
+
     # Tasks
 
     def _wake_task(self) -> None:
@@ -105,6 +120,9 @@ class Runners:
             taken = lanes.take()
             if taken is not None:
                 await self._run_lanes(taken)
+            elif lanes.ready_threaded and lanes.all_threads_asleep:
+                self.prod()
+                await anyio.lowlevel.checkpoint()
             elif len(self._idle) < _MOST_IDLE_TASKS:
                 await self._sleep()
                 self._waking = False
@@ -134,17 +152,19 @@ class Runners:
                     try:
                         await fn(delivery.payload)  # type: ignore[misc]  # Plan.only_async is a coroutine function
                         outcome = Outcome.DELIVERED
-                    except Exception as error:  # noqa: BLE001 - the stream goes on, see FailurePolicy
+                    except BaseException as error:
+                        if not _is_of_the_callback(error):
+                            raise
                         outcome = await self._gave_up(delivery.plan.handlers[0], delivery, error)
                 else:
                     outcome = await self._run_handlers(delivery)
                 taken = finish(taken[0], delivery, outcome)
+                if lanes.ready_threaded:
+                    self.prod()
                 budget -= 1
                 if not budget:
                     await anyio.lowlevel.checkpoint()
                     budget = _EVENTS_BETWEEN_CHECKPOINTS
-            if lanes.ready_threaded:
-                self.prod()
         except BaseException:
             while taken is not None:
                 taken = finish(*taken, Outcome.UNFINISHED)
@@ -162,8 +182,10 @@ class Runners:
                         retries=policy.retries, backoff=policy.backoff, maximum=policy.maximum, sleep=anyio.sleep
                     )
                     await retrying(self._call, handler, delivery)
-            except Exception as error:  # noqa: BLE001 - the stream goes on, see FailurePolicy
-                worst = _worse(worst, await self._gave_up(handler, delivery, error))
+            except BaseException as error:
+                if not _is_of_the_callback(error):
+                    raise
+                worst = worse(worst, await self._gave_up(handler, delivery, error))
                 if worst is Outcome.UNFINISHED:
                     break
         return worst
@@ -172,16 +194,18 @@ class Runners:
         if handler.is_async or handler.is_quick:
             result = handler.fn(delivery.payload)
         else:
-            result = await anyio.to_thread.run_sync(handler.fn, delivery.payload, abandon_on_cancel=True)
+            result = await anyio.to_thread.run_sync(
+                handler.fn, delivery.payload, abandon_on_cancel=True, limiter=self._limiter
+            )
         if result is not None and inspect.isawaitable(result):
             await result
 
-    async def _gave_up(self, handler: Handler, delivery: Delivery, error: Exception) -> Outcome:
+    async def _gave_up(self, handler: Handler, delivery: Delivery, error: BaseException) -> Outcome:
         self._hooks.handler_failed(handler, delivery.payload, error)
         await self._hooks.call("error", error, delivery.payload)
         return self._last_resort(handler, error)
 
-    def _last_resort(self, handler: Handler, error: Exception) -> Outcome:
+    def _last_resort(self, handler: Handler, error: BaseException) -> Outcome:
         if handler.last_resort == "park":
             return Outcome.PARKED
         if handler.last_resort == "stop":
@@ -195,7 +219,9 @@ class Runners:
         """Wake a sleeping thread, or start one when those that are to be awake are more than there are."""
         if len(self._threads) < awake:
             name = f"connector-callback-{len(self._threads) + 1}"
-            thread = threading.Thread(target=self._thread_main, name=name, daemon=True)
+            # The context tells a callback whose run it is in, see `running_engine`.
+            context = contextvars.copy_context()
+            thread = threading.Thread(target=context.run, args=(self._thread_main,), name=name, daemon=True)
             self._threads.append(thread)
             thread.start()
         self._calls.put(True)
@@ -224,8 +250,8 @@ class Runners:
             while taken is not None:
                 lane, delivery = taken
                 taken = lanes.finish(lane, delivery, self._run_in_thread(delivery))
-            if lanes.ready_lanes:
-                self._waker(self.prod)
+                if lanes.ready_lanes and not self._waking:
+                    self._waker(self._want_prod)
         self._waker(self._thread_ended)
 
     def _thread_ended(self) -> None:
@@ -246,14 +272,22 @@ class Runners:
             except Exception as error:  # noqa: BLE001 - the stream goes on, see FailurePolicy
                 self._hooks.handler_failed(handler, payload, error)
                 self._hooks.call_from_thread(self._token, "error", error, payload)
-                worst = _worse(worst, self._last_resort(handler, error))
-                if worst is Outcome.UNFINISHED:
-                    break
+                worst = worse(worst, self._last_resort(handler, error))
+            except BaseException as error:  # noqa: BLE001 - SystemExit in a thread ends nothing but the thread
+                self._hooks.handler_failed(handler, payload, error)
+                self._fail(HandlerError.of(handler.name, error))
+                worst = Outcome.UNFINISHED
+            if worst is Outcome.UNFINISHED:
+                break
         return worst
 
 
-_SEVERITY = {Outcome.DELIVERED: 0, Outcome.FAILED: 1, Outcome.PARKED: 2, Outcome.UNFINISHED: 3}
+def _is_of_the_callback(error: BaseException) -> bool:
+    """
+    Whether *error* is the callback's own, rather than somebody's wish that we end.
 
-
-def _worse(one: Outcome, other: Outcome) -> Outcome:
-    return max(one, other, key=_SEVERITY.__getitem__)
+    A cancellation is the callback's own when nobody is cancelling us: it awaited something that was cancelled.
+    """
+    if isinstance(error, anyio.get_cancelled_exc_class()):
+        return anyio.current_effective_deadline() != -math.inf
+    return isinstance(error, Exception)

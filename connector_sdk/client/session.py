@@ -7,12 +7,14 @@ The states and the moves between them are the table `TRANSITIONS`; the engine ma
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from types import MappingProxyType
 from typing import Final
 from urllib.parse import urljoin, urlsplit
 
+import httpx
 import msgspec
 
 from connector_sdk.errors import FatalStreamError, TransientStreamError
@@ -23,13 +25,15 @@ __all__ = ["TRANSITIONS", "ConnectionState", "Gap", "Session", "check_head", "re
 MAX_REDIRECTS: Final = 10
 BODY_START: Final = 200  # bytes of an unwelcome answer that its error shows
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+#: RFC 9110, section 5.5: what a field value may be.
+_HEADER_VALUE: Final = re.compile(rb"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?")
 _RETRIED: Final = frozenset({408, 425, 429})
 
 
 class ConnectionState(enum.StrEnum):
     """Where a client is: `client.state`, and what `Observer.connection_state` hears."""
 
-    IDLE = "idle"  #: not started
+    IDLE = "idle"  #: not started, or about to start again
     CONNECTING = "connecting"  #: a request is on its way
     OPEN = "open"  #: status and content type were checked, events may come
     STALE = "stale"  #: no byte for `read_timeout` seconds; the connection is being replaced
@@ -49,7 +53,7 @@ TRANSITIONS: Final[Mapping[ConnectionState, frozenset[ConnectionState]]] = Mappi
         ),
         ConnectionState.STALE: frozenset({ConnectionState.BACKOFF, ConnectionState.CLOSED}),
         ConnectionState.BACKOFF: frozenset({ConnectionState.CONNECTING, ConnectionState.CLOSED}),
-        ConnectionState.CLOSED: frozenset({ConnectionState.CONNECTING}),
+        ConnectionState.CLOSED: frozenset({ConnectionState.IDLE}),
     }
 )  # fmt: skip
 
@@ -95,15 +99,17 @@ class Session:
             raise AssertionError(f"no way from {self.state} to {state}")
         self.state = state
 
-    def request_headers(self, token: str) -> dict[str, str]:
+    def request_headers(self, token: str) -> list[tuple[bytes, bytes]]:
         """The headers of the next request: what we accept, where to resume, who we are."""
-        self._asked = self.cursor
+        self._asked = self.cursor if _HEADER_VALUE.fullmatch(self.cursor.encode()) else ""
         headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity", "Cache-Control": "no-store"}
-        if self.cursor:
-            headers["Last-Event-ID"] = self.cursor
         if token:
             headers["Authorization"] = f"Bearer {token}"
-        return headers
+        pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+        if self._asked:
+            # WHATWG HTML, section 9.2.4: the id goes into the header as UTF-8.
+            pairs.append((b"Last-Event-ID", self._asked.encode()))
+        return pairs
 
     def connected(self, headers: Mapping[str, str], *, now: float, wall_clock: float) -> Gap | None:
         """
@@ -119,11 +125,13 @@ class Session:
         reason = ""
         if self._asked and answered is not None and answered != self._asked:
             reason = "the server no longer has the events after this id"
+        elif self.cursor and not self._asked:
+            reason = "no header can carry the last event id, so nothing can be resumed"
         elif not self._asked and self.opened > 1:
             reason = "the server sends no event ids, so nothing can be resumed"
         if not reason:
             return None
-        return Gap(last_event_id=self._asked, since=self.last_event_at, until=wall_clock, reason=reason)
+        return Gap(last_event_id=self.cursor, since=self.last_event_at, until=wall_clock, reason=reason)
 
     def proved_good(self, now: float) -> bool:
         """Whether the connection that just ended had stayed open for `healthy_after` seconds."""
@@ -179,10 +187,10 @@ def redirect_target(url: str, status: int, headers: Mapping[str, str]) -> str | 
     if status not in _REDIRECTS:
         return None
     location = headers.get("location", "")
-    target = urljoin(url, location)
-    if not location or urlsplit(target).scheme not in ("http", "https"):
+    target = _address(url, location)
+    if target is None:
         raise FatalStreamError(
-            f"{redact_url(url)} redirects ({status}) to {redact_url(location)!r}, which is no http or https address",
+            f"{redact_url(url)} redirects ({status}) to what is no http or https address",
             status=status,
             headers=headers,
         )
@@ -214,6 +222,17 @@ _ADVICE: Final = {
     404: ": there is no such stream; check the product id in the URL",
     410: ": this stream is gone for good",
 }
+
+
+def _address(base: str, location: str) -> str | None:
+    try:
+        target = urljoin(base, location)
+        parts = urlsplit(target)
+        httpx.URL(target)
+        usable = bool(location) and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except (ValueError, httpx.InvalidURL):
+        return None
+    return target if usable else None
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

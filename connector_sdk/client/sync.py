@@ -13,6 +13,7 @@ from typing import Self
 import anyio
 import anyio.from_thread
 
+from connector_sdk.client.engine import running_engine
 from connector_sdk.client.face import ClientFace
 from connector_sdk.client.pull import Pull
 from connector_sdk.client.session import ConnectionState
@@ -65,7 +66,7 @@ class ConnectorClient(ClientFace):
         """
         Start `run()` in a daemon thread and return the thread, once it has begun.
 
-        An error that ends the run is logged, and raised by `wait_until_open()` and `stop()`.
+        An error that ends the run is logged and raised by `wait_until_open()`; `closed_reason` says it too.
         """
         if self._engine.is_running:
             raise ClientStateError(f"{self!r} is running already")
@@ -99,7 +100,11 @@ class ConnectorClient(ClientFace):
         """
         engine = self._engine
         engine.request_stop(drain=drain, timeout=timeout)
-        inside = engine.owns_current_thread() or threading.get_ident() == getattr(self, "_run_thread", 0)
+        inside = (
+            running_engine.get() is engine
+            or engine.owns_current_thread()
+            or threading.get_ident() == getattr(self, "_run_thread", 0)
+        )
         if not inside and not engine.is_iterated:
             self._wait(lambda: not engine.is_running, timeout + _MARGIN)
         return engine.report

@@ -70,7 +70,8 @@ class TestHead:
     def test_redirects(self) -> None:
         assert redirect_target(URL, 200, {}) is None
         assert redirect_target(URL, 307, {"location": "/other"}) == "http://127.0.0.1:9/other"
-        for nowhere in ({}, {"location": "ftp://x/"}, {"location": "javascript:x"}):
+        bad = ["", "ftp://x/", "javascript:x", "http://[bad/", "http://h:99999/x", "http://xn--a/"]
+        for nowhere in [{}, *({"location": location} for location in bad)]:
             with pytest.raises(FatalStreamError, match="no http or https address"):
                 redirect_target(URL, 302, nowhere)
 
@@ -83,7 +84,7 @@ class TestHead:
 class TestSession:
     def test_every_state_can_be_left_and_reached(self) -> None:
         assert set(TRANSITIONS) == set(ConnectionState)
-        assert set().union(*TRANSITIONS.values()) == set(ConnectionState) - {ConnectionState.IDLE}
+        assert set().union(*TRANSITIONS.values()) == set(ConnectionState)
         assert all(ConnectionState.CLOSED in TRANSITIONS[state] for state in ConnectionState if state != "closed")
 
     def test_a_move_that_is_not_in_the_table_is_refused(self) -> None:
@@ -91,11 +92,21 @@ class TestSession:
             Session().move(ConnectionState.OPEN)
 
     def test_the_cursor_and_the_token_go_into_the_headers(self) -> None:
-        headers = Session(cursor="42").request_headers("secret")
-        assert headers["Last-Event-ID"] == "42"
-        assert headers["Authorization"] == "Bearer secret"
-        assert "Last-Event-ID" not in Session().request_headers("")
-        assert "Authorization" not in Session().request_headers("")
+        headers = dict(Session(cursor="42 \N{LATIN SMALL LETTER E WITH ACUTE}").request_headers("secret"))
+        assert headers[b"Last-Event-ID"] == b"42 \xc3\xa9"
+        assert headers[b"Authorization"] == b"Bearer secret"
+        without = dict(Session().request_headers(""))
+        assert b"Last-Event-ID" not in without
+        assert b"Authorization" not in without
+
+    @pytest.mark.parametrize("cursor", [" x", "x ", "a\x01b", "\t"])
+    def test_an_id_that_no_header_can_carry_is_a_gap_and_no_error(self, cursor: str) -> None:
+        session = Session(cursor=cursor)
+        assert b"Last-Event-ID" not in dict(session.request_headers(""))
+        session.move(ConnectionState.CONNECTING)
+        gap = session.connected({}, now=0.0, wall_clock=0.0)
+        assert gap is not None
+        assert gap.last_event_id == cursor
 
     def connect(self, session: Session, headers: dict[str, str] | None = None, now: float = 0.0) -> object:
         session.request_headers("")
@@ -272,7 +283,7 @@ class TestOptions:
         with pytest.raises(ConfigurationError, match=ENVIRONMENT[option]):
             client("" if option == "url" else URL)
 
-    @pytest.mark.parametrize("token", ["a\nb", "tök", 5, b"x"])
+    @pytest.mark.parametrize("token", ["a\nb", "tök", "t ", " t", 5, b"x"])
     def test_a_token_that_cannot_stand_in_a_header_is_refused_unseen(
         self, client: type[ConnectorClient], token: object
     ) -> None:
