@@ -6,7 +6,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import anyio
 
@@ -57,6 +57,8 @@ class Dispatcher:
         self._log = RateLimitedLogger(logger)
         self._counts: Counter[DropReason] = Counter()
         self._calls: deque[tuple[str, tuple[object, ...]]] = deque()
+        #: Whether nothing had come for a moment before the last batch: then its handlers should run at once.
+        self.was_quiet = True
         #: Monotonic time of the last batch.
         self.received_at: float | None = None
 
@@ -67,7 +69,9 @@ class Dispatcher:
 
     def dispatch(self, items: list[Item]) -> list[Item | Delivery]:
         """Hand every item on without waiting; returns what found no place, for `dispatch_waiting`."""
-        now = self.received_at = time.monotonic()
+        now = time.monotonic()
+        self.was_quiet = self.received_at is None or now - self.received_at > _QUIET
+        self.received_at = now
         session, lanes, take = self._session, self._lanes, self._run.intake.take
         for index, item in enumerate(items):
             if lanes.is_halted:
@@ -182,4 +186,5 @@ class Dispatcher:
             self._calls.append(("error", (error, None)))
 
 
+_QUIET: Final = 0.0005  # seconds without an event after which latency counts for more than throughput
 _NOTHING: list[Item | Delivery] = []

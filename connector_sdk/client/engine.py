@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from typing import Final
 
 import anyio
+import anyio.lowlevel
 import httpx
 
 from connector_sdk.client.connect import Opener, body_of, close_response, http_client_for
@@ -81,8 +82,8 @@ class Engine:
         self._lock = threading.RLock()  # re-entrant: a signal handler may stop the run at any moment
         self._running = False
         self._expected = False
-        self._draining: anyio.CancelScope | None = None
-        self._stop_timeout: float | None = None
+        self._nudge: anyio.Event | None = None
+        self._stop_by: float | None = None
         self._scope: anyio.CancelScope | None = None
         self._waker: Waker | None = None
         self._runners: Runners | None = None
@@ -105,7 +106,7 @@ class Engine:
                 runners.start(tasks)
                 tasks.start_soon(self.keeper.keep)
                 with anyio.CancelScope() as self._scope:
-                    if self._stop_timeout is None:
+                    if self._stop_by is None:
                         await self._pump(runners)
                 drained = await self._drain()
                 tasks.cancel_scope.cancel()
@@ -119,7 +120,7 @@ class Engine:
                 left = self.lanes.ledger().dropped.get(DropReason.ABANDONED, 0) - given_up
                 self.end(StopReport(drained=drained and not left, left=left, running=running))
             running_engine.reset(outer)
-            self._draining = None
+            self._nudge = None
         if self.failure is not None:
             raise self.failure
 
@@ -159,7 +160,7 @@ class Engine:
         self._runners = None
         with self._lock:
             self._running = False
-            self._stop_timeout = None
+            self._stop_by = None
         self.move(ConnectionState.CLOSED)
 
     async def batches(self) -> AsyncGenerator[list[Item]]:
@@ -208,20 +209,25 @@ class Engine:
                     runners.prod()
                     if rest or self.dispatcher.has_news:
                         await self.dispatcher.dispatch_waiting(rest, runners.prod)
+                    elif self.dispatcher.was_quiet:
+                        # Else the next read is prepared before the handlers get their turn.
+                        await anyio.lowlevel.checkpoint()
         except ConnectorError as error:
             self.failure = self.failure or error
 
     async def _drain(self) -> bool:
-        """Let the handlers finish what was received; False when they did not in time."""
-        timeout = _DRAIN_AT_END if self._stop_timeout is None else self._stop_timeout
-        idle = anyio.Event()
-        with anyio.move_on_after(max(timeout, _TELLING)):
+        """Let the handlers finish what was received; False when they did not in time, which a later stop may shorten."""
+        at_end = time.monotonic() + _DRAIN_AT_END
+        with anyio.move_on_after(max((self._stop_by or at_end) - time.monotonic(), _TELLING)):
             await self.dispatcher.tell()
-        with anyio.move_on_after(timeout) as self._draining:
-            if self.lanes.when_idle(lambda: self.wake(idle.set)):
-                await idle.wait()
-            return True
-        return False
+        while True:
+            nudge = self._nudge = anyio.Event()
+            with anyio.move_on_after((self._stop_by or at_end) - time.monotonic()):
+                if not self.lanes.when_idle(lambda nudge=nudge: self.wake(nudge.set)):  # type: ignore[misc]  # bound
+                    return True
+                await nudge.wait()
+            if time.monotonic() >= (self._stop_by or at_end):
+                return False
 
     # Connections
 
@@ -295,9 +301,8 @@ class Engine:
         with self._lock:
             if not (self._running or self._expected):
                 return
-            before = self._stop_timeout
-            wanted = timeout if drain else 0.0
-            self._stop_timeout = wanted if before is None else min(before, wanted)
+            wanted = time.monotonic() + (timeout if drain else 0.0)
+            self._stop_by = wanted if self._stop_by is None else min(self._stop_by, wanted)
         self.wake(self._apply_stop)
 
     def fail(self, error: BaseException) -> None:
@@ -317,8 +322,8 @@ class Engine:
     def _apply_stop(self) -> None:
         if self._scope is not None:
             self._scope.cancel()
-        if self._draining is not None and self._stop_timeout is not None:
-            self._draining.deadline = min(self._draining.deadline, anyio.current_time() + self._stop_timeout)
+        if self._nudge is not None:
+            self._nudge.set()
 
     def expect(self) -> None:
         """A run is about to begin in a task of its own: a stop counts from now on."""
@@ -335,7 +340,7 @@ class Engine:
         """The task that was to begin a run has ended without it."""
         if self._expected:
             self._expected = False
-            self._stop_timeout = None
+            self._stop_by = None
             self._announce("")
 
     @property
@@ -346,7 +351,7 @@ class Engine:
     @property
     def is_stopping(self) -> bool:
         """Whether the run was told to stop."""
-        return self._stop_timeout is not None
+        return self._stop_by is not None
 
     def owns_current_thread(self) -> bool:
         """Whether the caller is a worker thread of this run."""

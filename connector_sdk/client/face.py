@@ -64,7 +64,8 @@ class ClientFace:
         on_connect: called without arguments after each connect; like `.on_connect(fn)`.
         on_disconnect: called without arguments when an open connection was lost; like `.on_disconnect(fn)`.
         observer: a hook for metrics: an Observer, or any object with some of its methods.
-        http_client: your own httpx.AsyncClient (proxies, TLS, client certificates); it is used and never closed.
+        http_client: your own httpx.AsyncClient (proxies, TLS, client certificates); it is used and never closed, on one
+            event loop at a time.
 
     Each option from url to max_threads that is not given is taken from its environment variable, `CONNECTOR_` and the name
     in capitals (CONNECTOR_URL, CONNECTOR_TOKEN, CONNECTOR_MAX_RETRIES, ...), else it has its default.

@@ -166,7 +166,7 @@ class _Resolver:
             raise ConfigurationError(name, value, allowed)
         try:
             parts = urlsplit(value)
-            httpx.URL(value)
+            httpx.URL(value).host  # noqa: B018 - a host that is no IDNA name shows only when it is asked for
             usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         except (ValueError, httpx.InvalidURL):
             usable = False

@@ -140,7 +140,7 @@ class Runners:
 
     async def _run_lanes(self, taken: tuple[Lane, Delivery] | None) -> None:
         """Run one event after the other, of this lane and then of those that are ready, until there is none."""
-        lanes, finish = self._lanes, self._lanes.finish
+        lanes, finish, delivered = self._lanes, self._lanes.finish, Outcome.DELIVERED
         budget = _EVENTS_BETWEEN_CHECKPOINTS
         try:
             while taken is not None:
@@ -151,7 +151,7 @@ class Runners:
                 if fn is not None:
                     try:
                         await fn(delivery.payload)  # type: ignore[misc]  # Plan.only_async is a coroutine function
-                        outcome = Outcome.DELIVERED
+                        outcome = delivered
                     except BaseException as error:
                         if not _is_of_the_callback(error):
                             raise

@@ -228,9 +228,9 @@ def _address(base: str, location: str) -> str | None:
     try:
         target = urljoin(base, location)
         parts = urlsplit(target)
-        httpx.URL(target)
+        httpx.URL(target).host  # noqa: B018 - a host that is no IDNA name shows only when it is asked for
         usable = bool(location) and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except (ValueError, httpx.InvalidURL):
+    except (ValueError, httpx.InvalidURL):  # idna.IDNAError is a ValueError
         return None
     return target if usable else None
 
