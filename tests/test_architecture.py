@@ -18,8 +18,8 @@ ORDER = [
 ]  # fmt: skip
 ORDER_WITHIN = {
     "client": [
-        "sse", "session", "checkpoint", "handlers", "options", "lanes", "hooks", "intake", "keeper", "connect", "runners",
-        "stats", "dispatch", "engine", "pull", "face", "aio", "sync",
+        "sse", "session", "checkpoint", "handlers", "options", "delivery", "lanes", "hooks", "intake", "keeper", "connect",
+        "runners", "stats", "dispatch", "engine", "pull", "face", "aio", "sync",
     ],
 }  # fmt: skip
 #: Folders that know nothing of each other.

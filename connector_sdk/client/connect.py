@@ -65,7 +65,10 @@ class Opener:
         token = self._token = await self._ask_for_token()
         may_refresh = callable(self._options.token)
         for _ in range(MAX_REDIRECTS + 2):
-            response = await self._send(session, url, token)
+            try:
+                response = await self._send(session, url, token)
+            except UnicodeError as error:  # httpx reads the target of a redirect even when it is not to follow it
+                raise FatalStreamError(f"{self._options.stream} redirects to a host that is no name") from error
             try:
                 headers = _plain_headers(response)
                 target = redirect_target(url, response.status_code, headers)

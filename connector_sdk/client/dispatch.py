@@ -10,9 +10,10 @@ from typing import Final, Protocol
 
 import anyio
 
+from connector_sdk.client.delivery import Delivery, Outcome, worse
 from connector_sdk.client.hooks import Hooks
 from connector_sdk.client.intake import Intake, Refusal
-from connector_sdk.client.lanes import Delivery, Lanes, Outcome, worse
+from connector_sdk.client.lanes import Lanes
 from connector_sdk.client.options import ClientOptions
 from connector_sdk.client.session import Session
 from connector_sdk.client.sse import CursorMoved, Item, OversizedEvent, RetryAdvised, ServerSentEvent

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from connector_sdk.client.delivery import Delivery
 from connector_sdk.client.handlers import Handlers
-from connector_sdk.client.lanes import Delivery
 from connector_sdk.client.sse import ServerSentEvent
 from connector_sdk.errors import PayloadError
 from connector_sdk.ledger import DropReason

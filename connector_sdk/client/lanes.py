@@ -11,69 +11,17 @@ The lanes also keep the client's account and its cursor, because both change in 
 
 from __future__ import annotations
 
-import enum
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import Final
 
-import msgspec
-
-from connector_sdk.client.handlers import Plan
+from connector_sdk.client.delivery import DELIVERED, Delivery, Lane, Mark, Outcome
 from connector_sdk.client.options import OverflowPolicy
 from connector_sdk.ledger import DropReason, Ledger
 from connector_sdk.payloads import Payload
 
-__all__ = ["Delivery", "Lane", "Lanes", "Outcome", "worse"]
-
-
-class Outcome(enum.Enum):
-    """How the work on one event ended."""
-
-    DELIVERED = "delivered"
-    FAILED = "failed"  #: a handler raised; given up under `handler_failed`
-    PARKED = "parked"  #: put aside; waits in the client until somebody takes it
-    UNFINISHED = "unfinished"  #: interrupted; never counts as finished, so its id is not passed
-
-
-#: Looking a member up in an Enum costs 77 ns, which every event would pay.
-_DELIVERED: Final = Outcome.DELIVERED
-_SEVERITY = {Outcome.DELIVERED: 0, Outcome.FAILED: 1, Outcome.PARKED: 2, Outcome.UNFINISHED: 3}
-
-
-def worse(one: Outcome, other: Outcome) -> Outcome:
-    """The outcome of an event whose handlers ended so and so."""
-    return max(one, other, key=_SEVERITY.__getitem__)
-
-
-class Delivery(msgspec.Struct, eq=False, gc=False):
-    """One received event on its way."""
-
-    payload: Payload
-    plan: Plan
-    at: float  #: monotonic time of arrival
-    started: bool = False
-    done: bool = False
-
-
-class _Mark(msgspec.Struct, eq=False, gc=False):
-    """An id without an event: finished as soon as everything before it is."""
-
-    id: str
-
-
-class Lane:
-    """The waiting events of one session."""
-
-    __slots__ = ("is_stale", "items", "key", "runners")
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-        self.items: deque[Delivery] = deque()
-        #: Runners that hold this lane or will find it in a ready queue.
-        self.runners = 0
-        #: The run it belongs to has ended: a runner that still holds it must not take from the next run.
-        self.is_stale = False
+__all__ = ["Lanes"]
 
 
 class Lanes:
@@ -96,7 +44,7 @@ class Lanes:
         self._low_water = max_size // 2
         self._policy: OverflowPolicy = policy
         self._concurrency = concurrency
-        self._in_order: deque[Delivery | _Mark] = deque()
+        self._in_order: deque[Delivery | Mark] = deque()
         self._most_in_order = _MOST_IN_ORDER
         self._received = 0
         self._delivered = 0
@@ -231,7 +179,7 @@ class Lanes:
         threaded = delivery.plan.is_threaded
         with self._lock:
             self._running -= 1
-            if outcome is _DELIVERED:
+            if outcome is DELIVERED:
                 self._delivered += 1
                 delivery.done = True
                 advanced = self._advance()
@@ -391,7 +339,7 @@ class Lanes:
         before = self.finished_id
         while in_order:
             first = in_order[0]
-            if not (isinstance(first, _Mark) or first.done):
+            if not (isinstance(first, Mark) or first.done):
                 if len(in_order) > self._most_in_order:
                     self._compact()
                 break
@@ -403,7 +351,7 @@ class Lanes:
 
     def _compact(self) -> None:
         """Behind an event that takes for ever the finished ones would pile up: of each run of them keep the last id."""
-        kept: deque[Delivery | _Mark] = deque()
+        kept: deque[Delivery | Mark] = deque()
         for entry in self._in_order:
             if isinstance(entry, Delivery) and not entry.done:
                 kept.append(entry)
@@ -411,16 +359,16 @@ class Lanes:
             event_id = _id_of(entry)
             if event_id is None:
                 continue
-            if kept and isinstance(kept[-1], _Mark):
+            if kept and isinstance(kept[-1], Mark):
                 kept[-1].id = event_id
             else:
-                kept.append(_Mark(event_id))
+                kept.append(Mark(event_id))
         self._in_order = kept
         self._most_in_order = 2 * len(kept) + _MOST_IN_ORDER
 
     def _mark(self, event_id: str | None) -> None:
         if event_id is not None:
-            self._in_order.append(_Mark(event_id))
+            self._in_order.append(Mark(event_id))
             if self._advance():
                 self._tell_finished()
 
@@ -444,8 +392,8 @@ class Lanes:
         return [newest]
 
 
-def _id_of(entry: Delivery | _Mark) -> str | None:
-    return entry.id if isinstance(entry, _Mark) else entry.payload.event_id
+def _id_of(entry: Delivery | Mark) -> str | None:
+    return entry.id if isinstance(entry, Mark) else entry.payload.event_id
 
 
 _NOTHING: list[Delivery] = []

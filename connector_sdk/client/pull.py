@@ -9,10 +9,10 @@ from collections.abc import AsyncGenerator
 import anyio
 
 from connector_sdk.callbacks import quick
+from connector_sdk.client.delivery import Delivery, Outcome
 from connector_sdk.client.engine import Engine
 from connector_sdk.client.handlers import ANY_TYPE, Handler, Handlers
 from connector_sdk.client.intake import Intake, Refusal
-from connector_sdk.client.lanes import Delivery, Outcome
 from connector_sdk.client.sse import Item, ServerSentEvent
 from connector_sdk.client.stats import StopReport
 from connector_sdk.errors import ClientStateError, ConnectorError

@@ -20,9 +20,10 @@ import anyio.from_thread
 import anyio.lowlevel
 import anyio.to_thread
 
+from connector_sdk.client.delivery import Delivery, Lane, Outcome, worse
 from connector_sdk.client.handlers import Handler, Handlers
 from connector_sdk.client.hooks import Hooks, wait_for
-from connector_sdk.client.lanes import Delivery, Lane, Lanes, Outcome, worse
+from connector_sdk.client.lanes import Lanes
 from connector_sdk.errors import HandlerError
 from connector_sdk.retries import handler_retrying
 from connector_sdk.wakeups import current_waker

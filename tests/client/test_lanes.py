@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from connector_sdk.client.delivery import Delivery, Lane, Outcome
 from connector_sdk.client.handlers import Handler, Plan
-from connector_sdk.client.lanes import Delivery, Lane, Lanes, Outcome
+from connector_sdk.client.lanes import Lanes
 from connector_sdk.client.options import OverflowPolicy
 from connector_sdk.ledger import DropReason
 from connector_sdk.payloads import SummaryPayload
