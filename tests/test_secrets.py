@@ -3,6 +3,8 @@ No secret comes out anywhere: marked ones are planted in every option, real thin
 
 Output is: log records (message, arguments, extras at every level; tracebacks from INFO on), reprs, errors, observer facts,
 stats as JSON, the checkpoint file, and what the programs print. Payload bodies may be logged at DEBUG, and not above.
+
+X13: autoplay-sdk logs its URL, password included, at INFO.
 """
 
 from __future__ import annotations
