@@ -17,6 +17,7 @@ from connector_sdk.client.sync import ConnectorClient
 from connector_sdk.errors import (
     BufferClosedError,
     BufferFullError,
+    BufferUnavailableError,
     CheckpointError,
     ClientStateError,
     ConfigurationError,
@@ -49,6 +50,7 @@ __all__ = [
     "BufferBackend",
     "BufferClosedError",
     "BufferFullError",
+    "BufferUnavailableError",
     "CheckpointError",
     "CheckpointStore",
     "ClientStateError",

@@ -16,6 +16,7 @@ Everything this library raises on purpose.
     └── EventBufferError                           a buffer
         ├── BufferFullError                      no place, and the overflow policy is to say so
         ├── BufferClosedError                    used after it was closed
+        ├── BufferUnavailableError               the store behind it did not answer, or refused
         ├── PutBackError (in buffers.protocol)   events taken out for a moment could not be put back
         └── LeaseError                           a lease used after its end
             └── LeaseExpiredError                it ran out; its events come again
@@ -31,6 +32,7 @@ from typing import Self
 __all__ = [
     "BufferClosedError",
     "BufferFullError",
+    "BufferUnavailableError",
     "CheckpointError",
     "ClientStateError",
     "ConfigurationError",
@@ -171,6 +173,20 @@ class BufferFullError(EventBufferError):
 
 class BufferClosedError(EventBufferError):
     """The buffer was closed."""
+
+
+class BufferUnavailableError(EventBufferError):
+    """
+    The store behind a buffer did not answer, or refused: it is down, unreachable, starting, or out of memory.
+
+    `in_doubt` is true when the request may have been carried out all the same: it was sent and no answer came. `full` is
+    true when the store answered that it has no memory or disk left.
+    """
+
+    def __init__(self, message: str, *, in_doubt: bool = False, full: bool = False) -> None:
+        self.in_doubt = in_doubt
+        self.full = full
+        super().__init__(message)
 
 
 class LeaseError(EventBufferError):

@@ -19,13 +19,18 @@ class DropReason(enum.StrEnum):
 
     OVERFLOW = "overflow"  #: no place, and the policy gave up the oldest or the newest
     REJECTED = "rejected"  #: no place, and the caller was told so by an error
-    EXPIRED = "expired"  #: older than `max_age`
+    EXPIRED = "expired"  #: older than `max_age`, or it left the window of its session, or its session was idle too long
     CLEARED = "cleared"  #: discarded by `clear()`
     DUPLICATE = "duplicate"  #: the same event id was received before
     OVERSIZED = "oversized"  #: larger than `max_event_bytes`, or too many lines
     UNDECODABLE = "undecodable"  #: the data is no JSON object
     UNHANDLED = "unhandled"  #: nobody has registered for this type
     HANDLER_FAILED = "handler_failed"  #: a callback raised, and its policy is to go on
+    BACKPRESSURE = "backpressure"  #: the store was slower than its writers, and no place came free in time
+    UNAVAILABLE = "unavailable"  #: the store did not answer
+    STORE_FULL = "store_full"  #: the store refused it for want of memory or disk
+    EVICTED = "evicted"  #: its session, the one idle for longest, made room for others: `max_sessions`
+    LOST = "lost"  #: the store had it and has it no more: restarted without its data, flushed, or the key was evicted
     ABANDONED = "abandoned"  #: still waiting or running when the client was told to stop; cut off by KeyboardInterrupt
 
 

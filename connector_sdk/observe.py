@@ -28,6 +28,12 @@ class Observer:
     def events_dropped(self, *, source: str, reason: str, count: int) -> None:
         """*source* ("client" or "buffer") gave up *count* events for *reason*, a `DropReason` value."""
 
+    def store_state(self, *, store: str, state: str, reason: str) -> None:
+        """The breaker before a buffer's store is now "closed" (in service) or "open" (away); *store* has no secrets."""
+
+    def store_operation(self, *, store: str, operation: str, seconds: float, events: int) -> None:
+        """The store carried out *operation* ("append", "take", ...) for *events* events in *seconds*, once a batch."""
+
     def handler_failed(self, *, event_type: str, error: BaseException) -> None:
         """A callback for *event_type* raised *error*."""
 
