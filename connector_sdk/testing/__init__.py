@@ -2,8 +2,9 @@
 For our users' tests as much as for our own: a scripted connector on a real socket, and the contract suites.
 
 `ConnectorServer` serves events as a connector does, and does on demand what connectors and networks do on bad days: the
-steps of a script (`Cut`, `Stall`, `Status`, ...) say what happens to which connection. Every name resolves on first use,
-so that importing this package costs nothing and needs no pytest.
+steps of a script (`Cut`, `Stall`, `Status`, ...) say what happens to which connection. `RedisServer` runs a real Redis or
+Valkey that can be killed and paused. Every name resolves on first use, so that importing this package costs nothing and
+needs no pytest.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from connector_sdk.testing.contracts import BufferBackendContract as BufferBackendContract
     from connector_sdk.testing.records import LoggedEvent, Request
+    from connector_sdk.testing.redis_server import RedisServer
     from connector_sdk.testing.script import (
         Comment,
         Cut,
@@ -43,6 +45,7 @@ __all__ = [
     "NoResume",
     "Raw",
     "Redirect",
+    "RedisServer",
     "Refuse",
     "Request",
     "Serve",
@@ -60,6 +63,7 @@ _HOMES: Final = {
     **dict.fromkeys(__all__, "script"),
     "ConnectorServer": "server",
     "LoggedEvent": "records",
+    "RedisServer": "redis_server",
     "Request": "records",
     **_WITH_PYTEST,
 }
