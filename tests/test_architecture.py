@@ -23,7 +23,7 @@ ORDER_WITHIN = {
     ],
 }  # fmt: skip
 #: Folders that know nothing of each other.
-STRANGERS = [("buffers", "client"), ("buffers", "cli"), ("redis_client", "client"), ("redis_client", "buffers")]
+STRANGERS = [("buffers", "client"), ("redis_client", "client")]
 #: What only an extra installs: the core must never need it.
 OPTIONAL = {"typer", "rich", "pytest", "hypothesis", "psycopg", "opentelemetry", "trio"}
 CORE_MAY_IMPORT = {"anyio", "hiredis", "httpx", "msgspec", "redis", "tenacity", "connector_sdk"}

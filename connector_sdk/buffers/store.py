@@ -130,11 +130,13 @@ class EventStore(Protocol):
         session: SessionFilter = UNSET,
         kinds: Collection[str] | None = None,
         cursor: str = "",
+        in_order: bool = True,
     ) -> Page:
         """
         Move up to *limit* (1 or more) events to *lease*, which from now on runs out in *hold* seconds.
 
-        Calls with the same name add to the same lease. Without filters the oldest are taken, in order. With *session*
+        Calls with the same name add to the same lease. Without filters the oldest are taken, in order; with *in_order*
+        false those that are cheapest to take, in any order, for who takes everything and sorts it himself. With *session*
         only events of that session, in order. With *kinds* only events of those types: a page then may be short or
         empty though more can be found from its `cursor`, and the order holds within a session only. An empty page of a
         new lease makes no lease.

@@ -1,0 +1,394 @@
+"""BlockingBuffer: any async buffer for sync code and threads, on an event loop of its own in one thread."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import inspect
+import threading
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Literal, Self, TypeAlias, TypeVar, TypeVarTuple, Unpack, cast, get_args
+
+import anyio
+import anyio.from_thread
+import anyio.lowlevel
+from anyio.from_thread import BlockingPortal
+from msgspec import UNSET
+
+from connector_sdk.buffers import protocol
+from connector_sdk.buffers.arguments import check_limit, check_types, names_of
+from connector_sdk.buffers.durable import DurableBuffer
+from connector_sdk.buffers.durable_stats import DurableStats
+from connector_sdk.buffers.forks import start_empty_after_fork
+from connector_sdk.buffers.protocol import BackendLease, BufferBackend
+from connector_sdk.buffers.stats import BufferStats
+from connector_sdk.buffers.store import SessionFilter
+from connector_sdk.errors import BufferClosedError, ClientStateError, ConfigurationError, EventBufferError
+from connector_sdk.options import check_choice, check_integer, check_seconds
+from connector_sdk.payloads import Payload
+
+__all__ = ["BlockingBuffer", "BlockingLease", "LoopKind"]
+
+ResultT = TypeVar("ResultT")
+Arguments = TypeVarTuple("Arguments")
+
+#: The event loop that runs the buffer.
+LoopKind: TypeAlias = Literal["asyncio", "trio"]
+
+#: Seconds that giving back leases may take when the buffer is closed.
+_GRACE = 2.0
+#: Portals of a parent process: to drop one would make it wait for a thread that is not here.
+_left_behind: list[object] = []
+
+
+class BlockingBuffer:
+    """
+    An async buffer as seen by sync code: any number of threads, no event loop of yours.
+
+    ::
+
+        with BlockingBuffer(RedisEventBuffer("redis://localhost")) as buffer:
+            client.into(buffer)
+            for payload in buffer.drain(): ...
+
+    The buffer runs in a thread of its own, started by `with` or the first call, and belongs to it from then on: use it
+    through this object only. Threads that add at the same time share group commits. Every call waits for its answer; a
+    KeyboardInterrupt meanwhile cancels the call. What the methods do is said where the buffer says it; methods that it lacks
+    are done by `connector_sdk.buffers.protocol`, with the weaknesses named there, or raise EventBufferError.
+
+    Calls raise BufferClosedError after `close()`, and ClientStateError inside the thread of the buffer (an `on_drop` hook
+    runs there: it would wait for itself).
+
+    Args:
+        backend: the buffer; `close` closes it, if it has `aclose`.
+        event_loop: "asyncio" or "trio": what runs it.
+    """
+
+    def __init__(self, backend: BufferBackend, *, event_loop: LoopKind = "asyncio") -> None:
+        if not isinstance(backend, BufferBackend) or not inspect.iscoroutinefunction(backend.add):
+            raise ConfigurationError("backend", backend, "an async buffer, with coroutines add, drain and size")
+        self._event_loop = check_choice("event_loop", event_loop, get_args(LoopKind))
+        self._backend = backend
+        self._lock = threading.Lock()
+        self._portal: BlockingPortal | None = None
+        self._running: AbstractContextManager[BlockingPortal] | None = None
+        self._leases: set[BlockingLease] = set()
+        self._closed = False
+        start_empty_after_fork(self)
+
+    @property
+    def backend(self) -> BufferBackend:
+        """The async buffer."""
+        return self._backend
+
+    # -- adding and taking
+
+    def add(self, payload: Payload) -> None:
+        """Store a payload: see `add` of the buffer."""
+        self.wait_for(self._backend.add, payload)
+
+    def drain(
+        self,
+        max_items: int | None = None,
+        *,
+        types: Collection[str] | None = None,
+        session_id: SessionFilter = UNSET,
+    ) -> list[Payload]:
+        """
+        Take events out, oldest first: see `DurableBuffer.drain`.
+
+        Raises EventBufferError for a *session_id* when the buffer cannot select by session.
+        """
+        limit = check_limit("max_items", max_items)
+        names = None if types is None else check_types(types)
+        backend = self._backend
+
+        async def drain() -> list[Payload]:
+            if isinstance(backend, DurableBuffer):
+                return await backend.drain(limit, types=names, session_id=session_id)
+            if session_id is not UNSET:
+                raise _lacking(backend, "drain by session")
+            if names is not None:
+                return await protocol.drain_types(backend, names, limit)
+            return await backend.drain() if limit is None else await protocol.drain_page(backend, limit)
+
+        return self.wait_for(drain)
+
+    def drain_by_type(self, *, actions: bool = True, summaries: bool = True) -> list[Payload]:
+        """Take out the events of the chosen types, oldest first; all others stay, in order."""
+        return self.wait_for(protocol.drain_types, self._backend, names_of(actions=actions, summaries=summaries))
+
+    def drain_page(self, max_items: int) -> list[Payload]:
+        """Take out the oldest events, at most *max_items* (0 or more)."""
+        return self.wait_for(protocol.drain_page, self._backend, check_integer("max_items", max_items, minimum=0))
+
+    def drain_pages(self, max_items: int = 500) -> Iterator[list[Payload]]:
+        """Drain page by page: lists of 1 to *max_items* (1 or more) events, until none waits."""
+        check_integer("max_items", max_items, minimum=1)
+        return iter(lambda: self.drain_page(max_items), [])
+
+    def lease(self, max_events: int = 500, timeout: float = 60.0) -> BlockingLease:
+        """Return a lease for up to *max_events* (1 or more) of the oldest events; `with` takes them: see `protocol.lease`."""
+        return BlockingLease(
+            self, check_integer("max_events", max_events, minimum=1), check_seconds("timeout", timeout, above=0)
+        )
+
+    def clear(self) -> None:
+        """Discard every waiting event. A buffer that has no `clear` is drained, and the events count as delivered."""
+        self.wait_for(cast("Callable[[], Awaitable[object]]", getattr(self._backend, "clear", self._backend.drain)))
+
+    # -- looking
+
+    def peek(self, n: int | None = None) -> list[Payload]:
+        """Return the *n* newest events (0 or more; None, the default, for all), oldest first, and leave them."""
+        return self.wait_for(protocol.peek, self._backend, check_limit("n", n))
+
+    def size(self) -> int:
+        """Return how many events wait."""
+        return self.wait_for(self._backend.size)
+
+    def sessions(self) -> dict[str | None, int]:
+        """Return the sessions that have waiting events, with how many; EventBufferError when the buffer cannot."""
+        sessions: Callable[[], Awaitable[dict[str | None, int]]] | None = getattr(self._backend, "sessions", None)
+        if sessions is None:
+            raise _lacking(self._backend, "tell sessions")
+        return self.wait_for(sessions)
+
+    def stats(self) -> DurableStats | BufferStats:
+        """Return one reading of the buffer's account; EventBufferError when it keeps none. Works after `close()`, too."""
+        read: Callable[[], object] | None = getattr(self._backend, "stats", None)
+        if read is None:
+            raise _lacking(self._backend, "tell statistics")
+
+        async def stats() -> DurableStats | BufferStats:
+            reading = read()
+            if inspect.isawaitable(reading):
+                reading = await reading
+            return cast("DurableStats | BufferStats", reading)
+
+        if self._closed:
+            return anyio.run(stats, backend=self._event_loop)
+        return self.wait_for(stats)
+
+    def __repr__(self) -> str:
+        return f"<BlockingBuffer of {self._backend!r}{' closed' if self._closed else ''}>"
+
+    # -- from here to there
+
+    def wait_for(self, call: Callable[[Unpack[Arguments]], Awaitable[ResultT]], *arguments: *Arguments) -> ResultT:
+        """
+        Run a coroutine function in the event loop of the buffer, and wait for its result.
+
+        Any exception that interrupts the wait, KeyboardInterrupt say, cancels the call and is raised at once.
+        """
+        future = self.start(call, *arguments)
+        try:
+            return future.result()
+        except concurrent.futures.CancelledError:
+            raise BufferClosedError(f"{self!r} was closed during the call") from None
+        finally:
+            future.cancel()  # does nothing when it is done
+
+    def start(
+        self, call: Callable[[Unpack[Arguments]], Awaitable[ResultT]], *arguments: *Arguments
+    ) -> concurrent.futures.Future[ResultT]:
+        """Run a coroutine function in the event loop of the buffer; cancelling the future cancels it."""
+        portal = self._portal or self._started_portal()
+        try:
+            return portal.start_task_soon(call, *arguments)
+        except RuntimeError as error:
+            if self._closed:
+                raise BufferClosedError(f"{self!r} was closed") from None
+            raise ClientStateError(
+                f"{self!r} was called in its own thread, where it would wait for itself: "
+                "a hook that runs there must leave that to another thread"
+            ) from error
+
+    def _started_portal(self) -> BlockingPortal:
+        with self._lock:
+            if self._closed:
+                raise BufferClosedError(f"{self!r} was closed")
+            if self._portal is None:
+                running = anyio.from_thread.start_blocking_portal(self._event_loop, name="blocking buffer")
+                self._portal = running.__enter__()
+                self._running = running
+            return self._portal
+
+    # -- the end
+
+    def close(self, timeout: float = 5.0) -> None:
+        """
+        Close the buffer, and end its thread. Open leases give their events back. May be called twice.
+
+        *timeout* is what `aclose` of a `DurableBuffer` is given; other buffers decide for themselves.
+        """
+        check_seconds("timeout", timeout)
+        with self._lock:
+            running, portal, self._running, self._portal = self._running, self._portal, None, None
+            closed, self._closed = self._closed, True
+        if closed:
+            return
+        if running is None or portal is None:
+            anyio.run(self._close_backend, timeout, backend=self._event_loop)
+            return
+        try:
+            portal.call(self._end, timeout)
+        finally:
+            portal.call(portal.stop, True)
+            running.__exit__(None, None, None)
+
+    def __enter__(self) -> Self:
+        if self._portal is None:
+            self._started_portal()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def after_fork_in_child(self) -> None:
+        """Start anew: the thread is the parent's."""
+        _left_behind.append(self._running)
+        self._lock = threading.Lock()
+        self._portal = self._running = None
+        self._leases = set()
+
+    async def _end(self, timeout: float) -> None:
+        with anyio.move_on_after(_GRACE):
+            for lease in list(self._leases):
+                await lease.abort()
+        await self._close_backend(timeout)
+
+    async def _close_backend(self, timeout: float) -> None:
+        if isinstance(self._backend, DurableBuffer):
+            await self._backend.aclose(timeout)
+            return
+        aclose: Callable[[], Awaitable[object]] | None = getattr(self._backend, "aclose", None)
+        if aclose is not None:
+            await aclose()
+
+    # -- for leases
+
+    def opened(self, lease: BlockingLease) -> None:
+        """Note that *lease* is open, for `close`."""
+        self._leases.add(lease)
+
+    def ended(self, lease: BlockingLease) -> None:
+        """Note that *lease* is over."""
+        self._leases.discard(lease)
+
+
+class BlockingLease:
+    """Events on loan, for a `with` block: see `DurableLease`, or whatever the buffer hands out. For one thread at a time."""
+
+    def __init__(self, buffer: BlockingBuffer, max_events: int, timeout: float) -> None:
+        self._buffer = buffer
+        self._max_events = max_events
+        self._timeout = timeout
+        self._loan: BackendLease | None = None
+        self._task: concurrent.futures.Future[None] | None = None
+        self._leaving: anyio.Event | None = None
+        self._over: anyio.Event | None = None
+        self._failed = False
+        self._aborted = False
+
+    @property
+    def events(self) -> list[Payload]:
+        """All events of this lease, oldest first, acknowledged or not."""
+        return [] if self._loan is None else list(self._loan.events)
+
+    def __iter__(self) -> Iterator[Payload]:
+        return iter(self.events)
+
+    def __len__(self) -> int:
+        return 0 if self._loan is None else len(self._loan)
+
+    def __repr__(self) -> str:
+        return f"<BlockingLease {'not entered' if self._loan is None else self._loan!r}>"
+
+    def ack(self, events: Iterable[Payload] | None = None) -> None:
+        """Acknowledge *events*, the very objects handed out, or (None) all that remain, which ends the lease."""
+        self._buffer.wait_for(self._entered().ack, events)
+
+    def extend(self, timeout: float) -> None:
+        """Let the lease run out *timeout* seconds (above 0) from now."""
+        self._buffer.wait_for(self._entered().extend, timeout)
+
+    def give_back(self) -> None:
+        """End the lease and put back what was not acknowledged."""
+        self._buffer.wait_for(self._entered().give_back)
+
+    def __enter__(self) -> Self:
+        if self._task is not None:
+            raise EventBufferError("a lease can be entered once")
+        entered: concurrent.futures.Future[BackendLease] = concurrent.futures.Future()
+        self._task = task = self._buffer.start(self._hold, entered)
+        task.add_done_callback(lambda task: entered.cancel())
+        try:
+            self._loan = entered.result()
+        except concurrent.futures.CancelledError:
+            task.result()
+            raise BufferClosedError(f"{self._buffer!r} was closed") from None
+        except BaseException:
+            task.cancel()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        task = self._task
+        assert task is not None
+        if not task.done():
+            self._failed = error is not None
+            self._buffer.wait_for(self._leave)
+        try:
+            task.result()  # an interrupt while this waits does not undo the leaving
+        except concurrent.futures.CancelledError:
+            self._aborted = True
+        if self._aborted and error is None:
+            raise BufferClosedError(f"{self._buffer!r} was closed; the events of the lease come again")
+
+    def _entered(self) -> BackendLease:
+        if self._loan is None:
+            raise EventBufferError("the lease was not entered")
+        return self._loan
+
+    # -- in the thread of the buffer
+
+    async def abort(self) -> None:
+        """Give the events back, for the buffer is being closed."""
+        self._failed = self._aborted = True
+        await self._leave()
+        if self._over is not None:
+            await self._over.wait()
+
+    async def _leave(self) -> None:
+        if self._leaving is not None:
+            self._leaving.set()
+
+    async def _hold(self, entered: concurrent.futures.Future[BackendLease]) -> None:
+        """Enter and leave in one task: a buffer's lease may hold what belongs to a task."""
+        self._leaving, self._over = anyio.Event(), anyio.Event()
+        self._buffer.opened(self)
+        try:
+            async with protocol.lease(self._buffer.backend, self._max_events, self._timeout) as loan:
+                entered.set_result(loan)
+                await self._leaving.wait()
+                if self._failed:
+                    raise _Leave
+        except _Leave:
+            pass
+        finally:
+            self._buffer.ended(self)
+            self._over.set()
+
+
+class _Leave(Exception):  # noqa: N818 - no error: it says that the block failed
+    pass
+
+
+def _lacking(backend: BufferBackend, what: str) -> EventBufferError:
+    return EventBufferError(f"{type(backend).__name__} cannot {what}")

@@ -1,0 +1,61 @@
+"""What a durable buffer tells of itself: a frozen reading, JSON-ready."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from connector_sdk.buffers.store import Census
+from connector_sdk.ledger import DropReason, Ledger
+
+__all__ = ["DurableStats", "add_up"]
+
+
+class DurableStats(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    One reading of a `DurableBuffer`; `msgspec.json.encode(stats)` makes JSON of it.
+
+    What comes from the store is None while the store is away, and counts for all processes; the rest is this process's.
+    """
+
+    ledger: Ledger  #: this process: delivered to the store, buffered (not sent), in flight (not confirmed), dropped
+    state: str  #: "closed": the store is in service; "open": a shard of it is away, and events are dropped or wait
+    shared: Ledger | None  #: the store's account over all processes: delivered means acknowledged, in flight on lease
+    sessions: int | None  #: sessions with events that wait
+    leases: int | None  #: leases open
+    oldest_age: float | None  #: seconds since the oldest waiting event arrived at the earliest; None without one, too
+    skewed: int | None  #: events stored that were stamped later than the store's clock by more than the window
+    quarantined: int | None  #: stored events that are no payloads, put aside
+    drained: int  #: events that this process took out for good
+    in_doubt: int  #: events dropped, or acknowledged, of which it is not known whether the store did it
+    evicted: Mapping[DropReason, int]  #: waiting events, of any process, that the store gave up for this one's requests
+    failed_reads: int  #: readings that gave nothing because the store was away
+    outages: int  #: how often the store went away
+    findings: Sequence[str]  #: what is wrong with the storage's configuration, as last inspected
+    hook_errors: int  #: calls of `on_drop` that raised
+    observer_errors: int  #: observer methods that raised
+    closed: bool  #: `aclose()` was called
+
+
+def add_up(censuses: Iterable[Census]) -> Census:
+    """Return the sum of the readings of all shards, with the greatest age."""
+    every = list(censuses)
+    dropped: dict[DropReason, int] = {}
+    for census in every:
+        for reason, count in census.ledger.dropped.items():
+            dropped[reason] = dropped.get(reason, 0) + count
+    return Census(
+        ledger=Ledger(
+            received=sum(census.ledger.received for census in every),
+            delivered=sum(census.ledger.delivered for census in every),
+            buffered=sum(census.ledger.buffered for census in every),
+            in_flight=sum(census.ledger.in_flight for census in every),
+            dropped=dropped,
+        ),
+        sessions=sum(census.sessions for census in every),
+        leases=sum(census.leases for census in every),
+        skewed=sum(census.skewed for census in every),
+        quarantined=sum(census.quarantined for census in every),
+        oldest_age=max((census.oldest_age for census in every if census.oldest_age is not None), default=None),
+    )

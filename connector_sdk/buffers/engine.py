@@ -1,0 +1,147 @@
+"""What a durable buffer is within one event loop: the gates to its shards, the committers, and the tasks it owns."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import TypeVar
+
+import anyio
+
+from connector_sdk.buffers.account import Account
+from connector_sdk.buffers.background import EventLoop, OwnedTask, OwnedTasks
+from connector_sdk.buffers.committer import CommitOptions, Committer
+from connector_sdk.buffers.gate import Gate
+from connector_sdk.buffers.store import EventStore
+from connector_sdk.errors import BufferUnavailableError
+
+__all__ = ["Engine"]
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+#: Requests that one operation makes at the same time, at most.
+_AT_ONCE = 16
+#: Seconds that the end of cancelled tasks may take, and the closing of the store.
+_GRACE = 2.0
+
+
+class Engine:
+    """Everything of a durable buffer that belongs to one event loop. Its end leaves nothing pending in the account."""
+
+    def __init__(
+        self, loop: EventLoop, store: EventStore, account: Account, options: CommitOptions, numbers: Iterator[int]
+    ) -> None:
+        self.loop = loop
+        self.store = store
+        self.account = account
+        self.timeout = options.response_timeout
+        self.tasks = OwnedTasks(loop)
+        self.gates = [Gate(store, shard, account, self.tasks) for shard in range(store.shards)]
+        self.committers = [Committer(gate, account, self.tasks, options, numbers) for gate in self.gates]
+        for gate in self.gates:
+            gate.on_service = self._inspect_soon
+        self._inspection: OwnedTask | None = None
+        self._returning: list[OwnedTask] = []
+        self._turn = 0
+
+    @property
+    def state(self) -> str:
+        """Return "open" when a shard is away, else "closed"."""
+        return "open" if any(gate.is_open for gate in self.gates) else "closed"
+
+    def in_turn(self) -> list[Gate]:
+        """Return the gates, beginning with another one at each call."""
+        turn, self._turn = self._turn, (self._turn + 1) % len(self.gates)
+        return self.gates[turn:] + self.gates[:turn]
+
+    async def on_each(self, work: Callable[[ItemT], Awaitable[ResultT]], items: Sequence[ItemT]) -> list[ResultT]:
+        """Do *work* for *items*, several at once; *work* must not raise errors of the store."""
+        if len(items) == 1:
+            return [await work(items[0])]
+        results: dict[int, ResultT] = {}
+
+        async def one(place: int) -> None:
+            results[place] = await work(items[place])
+
+        for first in range(0, len(items), _AT_ONCE):
+            async with anyio.create_task_group() as group:
+                for place in range(first, min(first + _AT_ONCE, len(items))):
+                    group.start_soon(one, place)
+        return [results[place] for place in range(len(items))]
+
+    async def ask_each(self, operation: str, request: Callable[[int], Awaitable[ResultT]]) -> list[ResultT]:
+        """Make a request at every shard; raises BufferUnavailableError when one of them does not answer."""
+
+        async def ask(gate: Gate) -> ResultT | BufferUnavailableError:
+            try:
+                return await gate.call(operation, lambda: request(gate.shard))
+            except BufferUnavailableError as error:
+                return error
+
+        answers: list[ResultT] = []
+        for answer in await self.on_each(ask, self.gates):
+            if isinstance(answer, BufferUnavailableError):
+                raise answer
+            answers.append(answer)
+        return answers
+
+    async def give_back(self, lease: str, gate: Gate) -> None:
+        """
+        Let what *lease* holds wait again, as well as can be: when the store is away it comes again when time runs out.
+
+        A task of its own does it, so that it is done even if the caller is cancelled; the caller waits for it, for no
+        longer than the store may take.
+        """
+        if gate.is_open:
+            return
+
+        async def work() -> None:
+            try:
+                await gate.call("give_back", lambda: self.store.give_back(gate.shard, lease, timeout=self.timeout))
+            except BufferUnavailableError as error:
+                self.account.warnings.warning(
+                    "give_back", "a lease could not be given back, it will run out: %s", error
+                )
+
+        task = self.tasks.start(work, "giving a lease back")
+        self._returning = [*(task for task in self._returning if not task.is_over), task]
+        with anyio.move_on_after(self.timeout, shield=True):
+            await task.wait()
+
+    def abandon(self) -> None:
+        """Give up what is pending: the event loop is over, and there is nobody to be woken."""
+        for committer in self.committers:
+            committer.give_up(wake=False)
+
+    async def finish(self, timeout: float) -> None:
+        """Send what is pending within *timeout* seconds, give up the rest, and end every task."""
+        try:
+            with anyio.move_on_after(timeout):
+                for committer in self.committers:
+                    await committer.finish()
+                await self._until_quiet()
+        finally:
+            for committer in self.committers:
+                committer.give_up()
+            self.tasks.cancel()
+            with anyio.move_on_after(_GRACE, shield=True):
+                await self.tasks.wait()
+
+    async def _until_quiet(self) -> None:
+        for task in self._returning:
+            await task.wait()
+        if self._inspection is not None:
+            await self._inspection.wait()
+
+    def _inspect_soon(self) -> None:
+        if self._inspection is None:
+            self._inspection = self.tasks.start(self._inspect, "inspection of a store", self._inspection_ended)
+
+    def _inspection_ended(self) -> None:
+        self._inspection = None
+
+    async def _inspect(self) -> None:
+        try:
+            self.account.found(await self.store.inspect(timeout=self.timeout))
+        except BufferUnavailableError as error:
+            self.account.warnings.warning("inspection", "%s could not be inspected: %s", self.store.name, error)

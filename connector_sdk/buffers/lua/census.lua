@@ -1,0 +1,30 @@
+-- Count what is here, after the housekeeping that is due.
+--
+-- Returns    the head of every reply, then: 1 if there is more housekeeping to do and this must be called again, else 0;
+--            received, delivered, skewed; sessions, leases, quarantined; the time since the event that waits at the head
+--            arrived, in milliseconds, -1 without one; then pairs of reason and number, what was ever dropped.
+
+local up = upkeep()
+up.open_to_move()
+local is_done = up.keep_house()
+up.mend_index()
+up.close()
+local oldest = -1
+local head = call('ZRANGE', heads_key, 0, 0)[1]
+if head then
+  oldest = math.max(0, now_ms - math.floor(struct.unpack('>I7', head) / 1000))
+end
+local reply = reply_with(
+  is_done and 0 or 1,
+  account.received,
+  account.delivered,
+  account.skewed,
+  call('ZCARD', touched_key),
+  call('ZCARD', up.leases_key),
+  call('LLEN', tag .. ':quarantine') / 2,
+  oldest
+)
+for _, word in ipairs(call('HGETALL', drops_key)) do
+  reply[#reply + 1] = word
+end
+return reply

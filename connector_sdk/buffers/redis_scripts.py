@@ -1,0 +1,128 @@
+"""The Lua scripts of RedisStore, and what their replies have in common; see `lua/shared.lua`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from struct import Struct
+from typing import Final
+
+from connector_sdk.buffers.redis_members import stored_event
+from connector_sdk.buffers.store import StoredEvent
+from connector_sdk.ledger import DropReason
+from connector_sdk.redis_client import Reply, Script, load_script
+
+__all__ = [
+    "Answer",
+    "Scripts",
+    "Seen",
+    "array_of",
+    "bytes_of",
+    "events_of",
+    "integer_of",
+    "integers_of",
+    "reasons_of",
+    "size_of_state",
+]
+
+_LUA: Final = "connector_sdk.buffers.lua"
+_HEAD: Final = 4  # entries that a reply has before its drops
+#: The number of events stands at the front of the packed state of a session.
+_SIZE: Final = Struct(">d")
+
+
+class Scripts:
+    """The scripts, each with what they share in front."""
+
+    def __init__(self) -> None:
+        parts = [load_script(_LUA, f"{name}.lua").source for name in ("shared", "upkeep")]
+
+        def script(name: str) -> Script:
+            return Script(name, b"\n".join((*parts, load_script(_LUA, f"{name}.lua").source)))
+
+        self.append = script("append")
+        self.take = script("take")
+        self.take_any = script("take_any")
+        self.take_matching = script("take_matching")
+        self.acknowledge = script("acknowledge")
+        self.extend = script("extend")
+        self.give_back = script("give_back")
+        self.quarantine = script("quarantine")
+        self.peek = script("peek")
+        self.census = script("census")
+
+
+@dataclass(slots=True)
+class Seen:
+    """What this process saw last of a shard; tells when the server has lost its data."""
+
+    epoch: bytes = b""
+    events: int = 0  #: waiting and on lease
+    at: float = 0.0  #: monotonic time
+
+
+@dataclass(slots=True)
+class Answer:
+    """A reply of a script."""
+
+    epoch: bytes
+    waiting: int
+    leased: int
+    dropped: Mapping[DropReason, int]
+    rest: list[Reply]  #: what the script itself has to say
+
+    @classmethod
+    def read(cls, reply: Reply) -> Answer:
+        """Take a reply apart."""
+        entries = array_of(reply)
+        pairs = integer_of(entries[3])
+        start = _HEAD + 2 * pairs
+        return cls(
+            bytes_of(entries[0]),
+            integer_of(entries[1]),
+            integer_of(entries[2]),
+            reasons_of(entries[_HEAD:start]) if pairs else {},
+            entries[start:],
+        )
+
+
+def integer_of(reply: Reply) -> int:
+    """Return a reply that is an integer."""
+    assert isinstance(reply, int)
+    return reply
+
+
+def integers_of(replies: Sequence[Reply]) -> Iterator[int]:
+    """Return replies that are integers."""
+    return map(integer_of, replies)
+
+
+def bytes_of(reply: Reply) -> bytes:
+    """Return a reply that is a string."""
+    assert isinstance(reply, bytes)
+    return reply
+
+
+def array_of(reply: Reply) -> list[Reply]:
+    """Return a reply that is an array."""
+    assert isinstance(reply, list)
+    return reply
+
+
+def size_of_state(state: bytes) -> int:
+    """Return how many events a session has, from its packed state."""
+    return int(_SIZE.unpack_from(state)[0])
+
+
+def reasons_of(entries: Sequence[Reply]) -> dict[DropReason, int]:
+    """Return drops by reason, from pairs of reason and number."""
+    return {
+        DropReason(bytes_of(reason).decode()): int(number)
+        for reason, number in zip(entries[::2], entries[1::2], strict=True)
+        if isinstance(number, int | bytes)
+    }
+
+
+def events_of(replies: Sequence[Reply], first_ticket: int = 0) -> list[StoredEvent]:
+    """Return the events of members."""
+    return [stored_event(bytes_of(member), ticket) for ticket, member in enumerate(replies, first_ticket)]

@@ -1,0 +1,414 @@
+"""
+RedisStore: an EventStore on Redis or Valkey, a ZSET per session.
+
+Each step is one Lua script of `connector_sdk/buffers/lua`, so it is atomic; what the keys are is told in
+`lua/shared.lua`. Works on Redis 6.2 and later and Valkey 7.2 and later, with commands that all of them have.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from struct import pack
+from typing import Final, Literal, TypeAlias
+from zlib import crc32
+
+from msgspec import UNSET
+
+from connector_sdk.buffers.redis_members import is_label, known_as, label_of, member_of, session_of, tag_of
+from connector_sdk.buffers.redis_scripts import (
+    Answer,
+    Scripts,
+    Seen,
+    array_of,
+    bytes_of,
+    events_of,
+    integer_of,
+    integers_of,
+    reasons_of,
+    size_of_state,
+)
+from connector_sdk.buffers.store import (
+    Appended,
+    Census,
+    Page,
+    Quarantined,
+    Record,
+    SessionFilter,
+    StoredEvent,
+)
+from connector_sdk.errors import BufferUnavailableError
+from connector_sdk.ledger import DropReason, Ledger
+from connector_sdk.redis_client import RedisClient, RedisRefusedError, RedisUnavailableError, Reply, Script
+
+__all__ = ["RedisStore", "RedisStoreOptions", "WindowOn"]
+
+WindowOn: TypeAlias = Literal["event", "arrival"]
+
+_HOUSEKEEPING: Final = 1000  # events that one call moves at most for others
+_LOOK_AT: Final = 2000  # events that one call looks at to find some of a type
+_PEEK_PAGE: Final = 500
+_QUARANTINED: Final = 1000
+_FULL: Final = ("OOM", "MISCONF")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisStoreOptions:
+    """What a RedisStore keeps and for how long; all times in seconds. See `RedisEventBuffer` for each."""
+
+    key_prefix: str = "default"
+    window: float = 120.0
+    grace: float = 60.0
+    window_on: WindowOn = "event"
+    dedupe: float = 600.0
+    max_per_session: int = 0
+    max_sessions: int = 0
+    shards: int = 1
+
+
+@dataclass(slots=True)
+class _Scan:
+    """The sessions that are still to be looked through by one lease."""
+
+    labels: list[bytes]
+    time: bytes = b"-inf"
+    arrival: bytes = b""
+
+
+class RedisStore:
+    """
+    An `EventStore` on Redis; see there for what each method promises.
+
+    `max_sessions` holds for each shard: divided by their number, rounded up. The client is the store's: `aclose` closes
+    it.
+    """
+
+    def __init__(self, client: RedisClient, options: RedisStoreOptions) -> None:
+        self._client = client
+        self._options = options
+        self._scripts = Scripts()
+        self._writer = uuid.uuid4().hex
+        self._tags = [tag_of(options.key_prefix, shard) for shard in range(options.shards)]
+        self._seen = [Seen() for _ in self._tags]
+        self._scans: dict[tuple[int, str], _Scan] = {}
+        lifetime = options.window + options.grace
+        self._lifetime = lifetime
+        #: ARGV[1] of every script: see `lua/shared.lua`.
+        self._configuration = pack(
+            ">ddddd",
+            *(_milliseconds(seconds) for seconds in (options.window, lifetime, options.dedupe)),
+            _HOUSEKEEPING,
+            options.window_on == "event",
+        )
+        self._most_sessions = -(-options.max_sessions // options.shards)
+
+    @property
+    def name(self) -> str:
+        """Kind and place, no secrets."""
+        return f"{self._client.address} {self._options.key_prefix!r}"
+
+    @property
+    def shards(self) -> int:
+        """How many hash tags the keys are spread over."""
+        return len(self._tags)
+
+    def shard_of(self, session: str | None) -> int:
+        """Return the shard of a session: CRC-32 of its name."""
+        if len(self._tags) == 1:
+            return 0
+        return crc32(label_of(session)) % len(self._tags)
+
+    # -- in
+
+    async def append(self, shard: int, records: Sequence[Record], *, batch: int, timeout: float) -> Appended:
+        """Store a batch: `lua/append.lua`."""
+        groups: dict[str | None, list[bytes]] = {}
+        for record in records:
+            group = groups.get(record.session)
+            if group is None:
+                group = groups[record.session] = []
+            group += (
+                repr(record.time).encode(),
+                known_as(record.origin, record.event_id) if record.event_id is not None else b"",
+                member_of(record),
+            )
+        arguments: list[bytes | str | int] = [
+            self._writer,
+            batch,
+            self._options.max_per_session,
+            self._most_sessions,
+            len(groups),
+        ]
+        for session, group in groups.items():
+            arguments += (label_of(session), len(group) // 3)
+            arguments += group
+        answer = await self._run(self._scripts.append, shard, arguments, timeout, repeatable=True)
+        stored, duplicates, skewed = integers_of(answer.rest)
+        return Appended(
+            stored=stored,
+            duplicates=duplicates,
+            size=answer.waiting,
+            skewed=skewed,
+            dropped=_without_duplicates(answer),
+        )
+
+    # -- out
+
+    async def take(
+        self,
+        shard: int,
+        lease: str,
+        limit: int,
+        *,
+        hold: float,
+        timeout: float,
+        session: SessionFilter = UNSET,
+        kinds: Collection[str] | None = None,
+        cursor: str = "",
+        in_order: bool = True,
+    ) -> Page:
+        """Take events: `lua/take.lua` or `lua/take_any.lua`, or with a filter `lua/take_matching.lua`."""
+        deadline = time.monotonic() + timeout
+        if session is UNSET and kinds is None:
+            script = self._scripts.take if in_order else self._scripts.take_any
+            answer = await self._keeping_house(script, shard, [lease, _milliseconds(hold), limit], deadline)
+            first_ticket = integer_of(answer.rest[1])
+            events = events_of(answer.rest[2:], first_ticket)
+            more = "more" if answer.waiting else ""
+            return Page(events=events, left=answer.waiting, cursor=more, dropped=answer.dropped)
+        scan = self._scans.pop((shard, lease), None) if cursor else None
+        if scan is None:
+            if session is UNSET:
+                labels = [label_of(name) for name in await self._sessions(shard, deadline)]
+            else:
+                labels = [label_of(session)]
+            scan = _Scan(labels)
+        return await self._take_matching(shard, lease, limit, scan, kinds, hold=hold, deadline=deadline)
+
+    async def _take_matching(
+        self,
+        shard: int,
+        lease: str,
+        limit: int,
+        scan: _Scan,
+        kinds: Collection[str] | None,
+        *,
+        hold: float,
+        deadline: float,
+    ) -> Page:
+        labels = scan.labels[:_LOOK_AT]
+        arguments: list[bytes | str | int] = [lease, _milliseconds(hold), limit, _LOOK_AT]
+        arguments += (len(kinds or ()), *(kind.encode("utf-8", "surrogatepass") for kind in kinds or ()), len(labels))
+        for label in labels:
+            arguments += (label, scan.time, scan.arrival)
+            scan.time, scan.arrival = b"-inf", b""
+        answer = await self._keeping_house(self._scripts.take_matching, shard, arguments, deadline)
+        first_ticket, finished = integer_of(answer.rest[1]), integer_of(answer.rest[2])
+        scan.time, scan.arrival = bytes_of(answer.rest[3]), bytes_of(answer.rest[4])
+        del scan.labels[:finished]
+        events = events_of(answer.rest[5:], first_ticket)
+        if scan.labels:
+            self._scans[shard, lease] = scan
+        return Page(events=events, left=answer.waiting, cursor="more" if scan.labels else "", dropped=answer.dropped)
+
+    async def acknowledge(
+        self,
+        shard: int,
+        lease: str,
+        events: Sequence[StoredEvent] | None,
+        *,
+        timeout: float,
+        reason: DropReason | None = None,
+    ) -> bool:
+        """Let events go: `lua/acknowledge.lua`."""
+        arguments: list[bytes | str | int] = [lease, "" if reason is None else reason.value]
+        if events is None:
+            self._scans.pop((shard, lease), None)
+            arguments += (-1, 0)
+        else:
+            names = [known_as(event.origin, event.event_id) for event in events if event.event_id is not None]
+            arguments += (len(events), *(event.ticket for event in events), len(names), *names)
+        answer = await self._run(self._scripts.acknowledge, shard, arguments, timeout)
+        return integer_of(answer.rest[0]) == 1
+
+    async def extend(self, shard: int, lease: str, *, hold: float, timeout: float) -> bool:
+        """Move the end of a lease: `lua/extend.lua`."""
+        arguments = [lease, _milliseconds(hold)]
+        answer = await self._run(self._scripts.extend, shard, arguments, timeout, repeatable=True)
+        return integer_of(answer.rest[0]) == 1
+
+    async def give_back(self, shard: int, lease: str, *, timeout: float) -> bool:
+        """Return events: `lua/give_back.lua`."""
+        self._scans.pop((shard, lease), None)
+        deadline = time.monotonic() + timeout
+        answer = await self._run(self._scripts.give_back, shard, [lease, 1], timeout)
+        was_held = integer_of(answer.rest[0]) == 1
+        while integer_of(answer.rest[1]) == 1:
+            answer = await self._run(self._scripts.give_back, shard, [lease, 0], _left(deadline))
+        return was_held
+
+    async def quarantine(self, shard: int, lease: str, events: Sequence[StoredEvent], *, timeout: float) -> bool:
+        """Put events aside: `lua/quarantine.lua`."""
+        arguments = [lease, _QUARANTINED, *(event.ticket for event in events)]
+        answer = await self._run(self._scripts.quarantine, shard, arguments, timeout, repeatable=True)
+        return integer_of(answer.rest[0]) == 1
+
+    # -- looking
+
+    async def quarantined(self, shard: int, *, timeout: float) -> list[Quarantined]:
+        """Return what was put aside: `LRANGE`."""
+        entries = array_of(
+            await self._call(shard, "LRANGE", self._tags[shard] + b":quarantine", 0, -1, timeout=timeout)
+        )
+        return [
+            Quarantined(session_of(bytes_of(label)), bytes_of(member))
+            for label, member in zip(entries[::2], entries[1::2], strict=False)
+        ]
+
+    async def peek(self, shard: int, limit: int | None, *, timeout: float) -> list[StoredEvent]:
+        """
+        Show the newest: `lua/peek.lua`, page by page.
+
+        Events that come or go meanwhile may be in the answer or not; each is in it once.
+        """
+        deadline = time.monotonic() + timeout
+        found: dict[tuple[float, int], StoredEvent] = {}
+        session = skip = 0
+        oldest = b"-inf"
+        while session >= 0 and limit != 0:
+            arguments = [-1 if limit is None else limit, oldest, session, skip, _PEEK_PAGE]
+            answer = await self._keeping_house(self._scripts.peek, shard, arguments, deadline)
+            session, skip = integer_of(answer.rest[1]), integer_of(answer.rest[2])
+            for event in events_of(answer.rest[3:]):
+                found[event.time, event.arrival] = event
+            if limit is not None and len(found) > limit:
+                newest = sorted(found)[-limit:]
+                found = {place: found[place] for place in newest}
+                oldest = repr(newest[0][0]).encode()
+        return [found[place] for place in sorted(found)]
+
+    async def sessions(self, shard: int, *, timeout: float) -> dict[str | None, int]:
+        """Return the sessions: `HSCAN`."""
+        deadline = time.monotonic() + timeout
+        await self.census(shard, timeout=timeout)
+        return await self._sessions(shard, deadline)
+
+    async def census(self, shard: int, *, timeout: float) -> Census:
+        """Count: `lua/census.lua`."""
+        answer = await self._keeping_house(self._scripts.census, shard, [], time.monotonic() + timeout)
+        received, delivered, skewed, sessions, leases, quarantined, oldest = integers_of(answer.rest[1:8])
+        return Census(
+            ledger=Ledger(
+                received=received,
+                delivered=delivered,
+                buffered=answer.waiting,
+                in_flight=answer.leased,
+                dropped=reasons_of(answer.rest[8:]),
+            ),
+            sessions=sessions,
+            leases=leases,
+            skewed=skewed,
+            quarantined=quarantined,
+            oldest_age=None if oldest < 0 else oldest / 1000,
+        )
+
+    async def inspect(self, *, timeout: float) -> list[str]:
+        """Say whether a server may evict what it was given to keep: `INFO memory`."""
+        findings: list[str] = []
+        for shard in range(self.shards):
+            try:
+                text = bytes_of(await self._call(shard, "INFO", "memory", timeout=timeout)).decode("utf-8", "replace")
+            except RedisRefusedError:
+                findings.append("cannot see whether the server may evict events: the user may not call INFO")
+                continue
+            facts = dict(line.split(":", 1) for line in text.split("\r\n") if ":" in line)
+            policy = facts.get("maxmemory_policy", "noeviction")
+            if facts.get("maxmemory", "0") != "0" and policy != "noeviction":
+                findings.append(
+                    f"the server is configured to evict keys (maxmemory-policy {policy}) and will delete events that wait "
+                    "when its memory is full; give the buffer a server with maxmemory-policy noeviction"
+                )
+        return sorted(set(findings))
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    def __repr__(self) -> str:
+        return f"<RedisStore {self.name}>"
+
+    # -- inner
+
+    async def _sessions(self, shard: int, deadline: float) -> dict[str | None, int]:
+        found: dict[str | None, int] = {}
+        key, cursor = self._tags[shard] + b":state", b"0"
+        while True:
+            reply = array_of(await self._call(shard, "HSCAN", key, cursor, "COUNT", 1000, timeout=_left(deadline)))
+            cursor, entries = bytes_of(reply[0]), array_of(reply[1])
+            for field, state in zip(entries[::2], entries[1::2], strict=True):
+                if is_label(label := bytes_of(field)):
+                    found[session_of(label)] = size_of_state(bytes_of(state))
+            if cursor == b"0":
+                return found
+
+    async def _keeping_house(
+        self, script: Script, shard: int, arguments: Sequence[bytes | str | int], deadline: float
+    ) -> Answer:
+        """Run a script whose answer may be that other work comes first."""
+        dropped: dict[DropReason, int] = {}
+        while True:
+            answer = await self._run(script, shard, arguments, _left(deadline))
+            for reason, number in answer.dropped.items():
+                dropped[reason] = dropped.get(reason, 0) + number
+            if integer_of(answer.rest[0]) == 0:
+                answer.dropped = dropped
+                return answer
+
+    async def _run(
+        self,
+        script: Script,
+        shard: int,
+        arguments: Sequence[bytes | str | int],
+        timeout: float,
+        *,
+        repeatable: bool = False,
+    ) -> Answer:
+        seen, now = self._seen[shard], time.monotonic()
+        reason = DropReason.LOST if now - seen.at < self._lifetime else DropReason.EXPIRED
+        head = (self._configuration, seen.epoch, seen.events, reason.value)
+        key = self._tags[shard] + b":state"
+        try:
+            reply = await self._client.run(script, [key], [*head, *arguments], timeout=timeout, repeatable=repeatable)
+        except (RedisUnavailableError, RedisRefusedError) as error:
+            raise _unavailable(error) from error
+        answer = Answer.read(reply)
+        seen.epoch, seen.events, seen.at = answer.epoch, answer.waiting + answer.leased, now
+        return answer
+
+    async def _call(self, shard: int, *command: bytes | str | int, timeout: float) -> Reply:
+        try:
+            return await self._client.call(
+                *command, key=self._tags[shard] + b":state", timeout=timeout, repeatable=True
+            )
+        except RedisUnavailableError as error:
+            raise _unavailable(error) from error
+
+
+def _unavailable(error: RedisUnavailableError | RedisRefusedError) -> BufferUnavailableError:
+    if isinstance(error, RedisRefusedError):
+        return BufferUnavailableError(str(error), full=error.code in _FULL)
+    return BufferUnavailableError(str(error), in_doubt=error.in_doubt)
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(0, round(seconds * 1000))
+
+
+def _left(deadline: float) -> float:
+    return max(0.001, deadline - time.monotonic())
+
+
+def _without_duplicates(answer: Answer) -> dict[DropReason, int]:
+    return {reason: number for reason, number in answer.dropped.items() if reason is not DropReason.DUPLICATE}
