@@ -8,11 +8,13 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from types import ModuleType
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, TypeVar
 
 import anyio
 
 __all__ = ["EventLoop", "OwnedTask", "OwnedTasks", "Work", "current_event_loop"]
+
+ResultT = TypeVar("ResultT")
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +33,9 @@ class EventLoop(Protocol):
     def start(self, work: Callable[[], Coroutine[object, object, None]], name: str, ended: Callable[[], None]) -> None:
         """Start *work* as a task outside of every block, and call *ended* when it is over, however it ended."""
 
+    async def complete(self, work: Callable[[], Coroutine[object, object, ResultT]]) -> ResultT:
+        """Do *work* to its end. A cancellation meanwhile is not lost: it comes at the next point where the caller waits."""
+
 
 def current_event_loop() -> EventLoop:
     """Return the loop of the calling task; RuntimeError when there is none."""
@@ -44,9 +49,10 @@ def current_event_loop() -> EventLoop:
 class OwnedTask:
     """A task of an `OwnedTasks`."""
 
-    __slots__ = ("_done", "_scope", "is_over")
+    __slots__ = ("_done", "_ended", "_scope", "is_over")
 
-    def __init__(self) -> None:
+    def __init__(self, ended: Callable[[], None]) -> None:
+        self._ended = ended
         self._scope = anyio.CancelScope()
         self._done = anyio.Event()
         self.is_over = False
@@ -67,11 +73,16 @@ class OwnedTask:
         except Exception as error:  # noqa: BLE001 - nobody awaits this task: here is where its errors surface
             _log.warning("the task %s ended with %s", name, type(error).__name__)
             _log.debug("the task %s ended with an error", name, exc_info=True)
+        finally:
+            # In the very step in which the work ends: who looks in between must not take it to be still at work.
+            self.end()
 
     def end(self) -> None:
-        """Note that it is over."""
-        self.is_over = True
-        self._done.set()
+        """Note that it is over, once."""
+        if not self.is_over:
+            self.is_over = True
+            self._ended()
+            self._done.set()
 
 
 class OwnedTasks:
@@ -87,17 +98,17 @@ class OwnedTasks:
         self._tasks: dict[OwnedTask, None] = {}
 
     def start(self, work: Work, name: str, ended: Callable[[], None] | None = None) -> OwnedTask:
-        """Start *work* soon, and call *ended* when it is over, even if it never began."""
-        task = OwnedTask()
-        self._tasks[task] = None
+        """Start *work* soon, and call *ended* once, in the step in which it is over, or if it never begins."""
 
-        def end() -> None:
+        def forget() -> None:
             self._tasks.pop(task, None)
             if ended is not None:
                 ended()
-            task.end()
 
-        self._loop.start(lambda: task.run(work, name), name, end)
+        task = OwnedTask(forget)
+        self._tasks[task] = None
+        # The loop ends it too: an asyncio task that is cancelled before its first step never begins to run.
+        self._loop.start(lambda: task.run(work, name), name, task.end)
         return task
 
     def cancel(self) -> None:
@@ -133,8 +144,24 @@ class _AsyncioLoop:
             self._tasks.discard(task)
             ended()
 
-        # Not a `finally` in the task: one that is cancelled before its first step never gets there.
         task.add_done_callback(end)
+
+    async def complete(self, work: Callable[[], Coroutine[object, object, ResultT]]) -> ResultT:
+        # anyio's shield holds off the cancellations of its scopes. `Task.cancel()`, and with it `asyncio.timeout`, goes
+        # through it, so the work has a task of its own, and the cancellation is handed on afterwards.
+        task = self._loop.create_task(work())
+        caller = asyncio.current_task()
+        interrupted = False
+        with anyio.CancelScope(shield=True):
+            while not task.done():
+                try:
+                    await asyncio.wait([task])
+                except asyncio.CancelledError:
+                    interrupted = True
+        if interrupted and caller is not None:
+            # Not at once, or the result would be lost after all. Whoever cancelled may have taken it back by then.
+            self._loop.call_soon(_cancel_again, caller)
+        return task.result()
 
 
 class _TrioLoop:
@@ -163,6 +190,18 @@ class _TrioLoop:
                 ended()
 
         self._trio.lowlevel.spawn_system_task(run, name=name)
+
+    async def complete(self, work: Callable[[], Coroutine[object, object, ResultT]]) -> ResultT:
+        results: list[ResultT] = []
+        with anyio.CancelScope(shield=True):
+            results.append(await work())
+        return results[0]
+
+
+def _cancel_again(task: asyncio.Task[object]) -> None:
+    if task.cancelling():
+        task.uncancel()
+        task.cancel()
 
 
 def _nothing() -> None:

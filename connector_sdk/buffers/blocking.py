@@ -24,6 +24,7 @@ from connector_sdk.buffers.forks import start_empty_after_fork
 from connector_sdk.buffers.protocol import BackendLease, BufferBackend
 from connector_sdk.buffers.stats import BufferStats
 from connector_sdk.buffers.store import SessionFilter
+from connector_sdk.callbacks import is_async_callable
 from connector_sdk.errors import BufferClosedError, ClientStateError, ConfigurationError, EventBufferError
 from connector_sdk.options import check_choice, check_integer, check_seconds
 from connector_sdk.payloads import Payload
@@ -66,7 +67,7 @@ class BlockingBuffer:
     """
 
     def __init__(self, backend: BufferBackend, *, event_loop: LoopKind = "asyncio") -> None:
-        if not isinstance(backend, BufferBackend) or not inspect.iscoroutinefunction(backend.add):
+        if not isinstance(backend, BufferBackend) or not is_async_callable(backend.add):
             raise ConfigurationError("backend", backend, "an async buffer, with coroutines add, drain and size")
         self._event_loop = check_choice("event_loop", event_loop, get_args(LoopKind))
         self._backend = backend

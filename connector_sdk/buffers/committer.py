@@ -26,6 +26,8 @@ __all__ = ["CommitOptions", "Committer"]
 _DOUBT_LIMIT = 55.0
 #: Seconds between attempts at a store that is full, when callers wait for it.
 _FULL_PAUSE = 0.25
+#: Seconds for which callers that are refused at once may keep the event loop to themselves.
+_BUSY = 0.005
 
 
 class CommitOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +73,7 @@ class Committer:
         self._workers = 0
         self._ticker: OwnedTask | None = None
         self._over = False
+        self._gave_way = 0.0
         self._finished: anyio.Event | None = None
         gate.on_open = self._store_went_away
         gate.on_close = self._store_came_back
@@ -82,13 +85,14 @@ class Committer:
         """Send one record: returns when it is stored, or (unless callers are to wait) given up or taking too long."""
         if not self._options.blocks:
             reason = self._refusal()
-            if reason is not None:
+            if reason is not None and (now := time.monotonic()) - self._gave_way > _BUSY:
                 # Callers that are refused in a loop must leave room for the task that finds the store again.
+                self._gave_way = now
                 await anyio.lowlevel.checkpoint()
                 reason = self._refusal()
-                if reason is not None:
-                    self._account.drop_new(reason, [payload])
-                    return
+            if reason is not None:
+                self._account.drop_new(reason, [payload])
+                return
         group, opened = self._queue.put(payload, record, time.monotonic())
         self._account.received += 1
         self._account.buffered += 1
@@ -143,7 +147,7 @@ class Committer:
     def _refusal(self) -> DropReason | None:
         """Return why a new record has no chance."""
         if self._gate.is_open:
-            self._gate.away()
+            self._gate.probe_soon()
             return DropReason.UNAVAILABLE
         return DropReason.BACKPRESSURE if self._queue.size >= self._options.max_queued else None
 
@@ -157,7 +161,7 @@ class Committer:
         if self._ticker is None and not self._options.blocks:
             self._ticker = self._tasks.start(self._tick_on, "ticker of a buffer", self._ticker_ended)
         if self._gate.is_open:
-            self._gate.away()
+            self._gate.probe_soon()
         elif self._idle:
             self._idle.pop().set()
         elif self._workers < self._options.max_concurrent:
@@ -232,8 +236,10 @@ class Committer:
 
     def _stored(self, batch: Batch, appended: Appended) -> None:
         if self._settle(batch):
-            self._account.stored(len(batch.records), appended.duplicates)
-            batch.wake()
+            try:
+                self._account.stored(len(batch.records), appended.duplicates)
+            finally:
+                batch.wake()
             self._note_finished()
 
     async def _not_stored(self, batch: Batch, error: BufferUnavailableError) -> None:

@@ -51,10 +51,10 @@ class Gate:
         """Whether the store is taken to be away."""
         return self.breaker.is_open
 
-    def away(self) -> BufferUnavailableError:
-        """Return the error for a request that is not made because the breaker is open; see to it that somebody probes."""
-        self._probe_soon()
-        return BufferUnavailableError(f"{self.name} is away: {self.breaker.reason}")
+    def probe_soon(self) -> None:
+        """See to it that somebody probes, though others may have cancelled the task that did."""
+        if self._prober is None:
+            self._prober = self._tasks.start(self._probe, f"probe {self.name}", self._probe_ended)
 
     async def call(
         self, operation: str, request: Callable[[], Awaitable[AnswerT]], count: Callable[[AnswerT], int] | int = 0
@@ -66,7 +66,8 @@ class Gate:
         the store is a bug of the store: it is logged, opens the breaker, and comes out as one in doubt.
         """
         if self.breaker.is_open:
-            raise self.away()
+            self.probe_soon()
+            raise BufferUnavailableError(f"{self.name} is away: {self.breaker.reason}")
         era = self.breaker.era
         started = time.monotonic()
         try:
@@ -112,12 +113,8 @@ class Gate:
         self._account.outages += 1
         self._account.warnings.warning("breaker", "%s is away: %s", self.name, reason)
         self._account.notifier.tell("store_state", store=self.name, state=self.breaker.state, reason=reason)
-        self._probe_soon()
+        self.probe_soon()
         self.on_open()
-
-    def _probe_soon(self) -> None:
-        if self._prober is None:
-            self._prober = self._tasks.start(self._probe, f"probe {self.name}", self._probe_ended)
 
     def _probe_ended(self) -> None:
         self._prober = None

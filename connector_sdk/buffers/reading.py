@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import anyio
-
 from connector_sdk.buffers.engine import Engine
 from connector_sdk.buffers.gate import Gate
 from connector_sdk.buffers.store import Page
@@ -57,8 +55,7 @@ async def drain(engine: Engine, terms: Terms, selection: Selection, limit: int |
         del kept[limit:]
     found = len(kept) + sum(len(page.bad) for page in haul.pages)
     # Half of this done would lose the events, so a cancellation waits; the store's time-outs bound it.
-    with anyio.CancelScope(shield=True):
-        payloads = await _acknowledge(engine, haul, kept)
+    payloads = await engine.loop.complete(lambda: _acknowledge(engine, haul, kept))
     errors = [source.error for source in sources if source.error is not None]
     if errors:
         engine.account.read_failed("drain", str(errors[0]))

@@ -43,7 +43,10 @@ def session_of(label: bytes) -> str | None:
 
 def known_as(origin: str, event_id: str | None) -> bytes:
     """Return the entry of an event in the set of known ids, b"" without an id."""
-    return b"" if event_id is None else f"{origin}\n{event_id}".encode("utf-8", "surrogatepass")
+    if event_id is None:
+        return b""
+    # No text has this byte in UTF-8.
+    return origin.encode("utf-8", "surrogatepass") + b"\xff" + event_id.encode("utf-8", "surrogatepass")
 
 
 def member_of(record: Record) -> bytes:
@@ -66,6 +69,8 @@ def stored_event(member: bytes, ticket: int = 0) -> StoredEvent:
     try:
         time, arrival = _read_time(member, 7)[0], int.from_bytes(member[:7], "big")
         kind = _NAMES.get(member[_KIND:_FIELDS])
+        if time != time:  # noqa: PLR0124 - not a number: nothing could be sorted with it
+            raise ValueError("no such time")
         if kind is not None and member[_FIELDS] == _COLON:
             return StoredEvent(time, arrival, member[_FIELDS + 1 :], kind, None, "", ticket)
         return _read_slowly(time, arrival, member, ticket)

@@ -8,7 +8,6 @@ Each step is one Lua script of `connector_sdk/buffers/lua`, so it is atomic; wha
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from struct import pack
@@ -17,6 +16,8 @@ from zlib import crc32
 
 from msgspec import UNSET
 
+from connector_sdk.buffers.forks import start_empty_after_fork
+from connector_sdk.buffers.redis_batches import BatchNumbers
 from connector_sdk.buffers.redis_members import is_label, known_as, label_of, member_of, session_of, tag_of
 from connector_sdk.buffers.redis_scripts import (
     Answer,
@@ -89,8 +90,8 @@ class RedisStore:
         self._client = client
         self._options = options
         self._scripts = Scripts()
-        self._writer = uuid.uuid4().hex
         self._tags = [tag_of(options.key_prefix, shard) for shard in range(options.shards)]
+        self._batches = [BatchNumbers() for _ in self._tags]
         self._seen = [Seen() for _ in self._tags]
         self._scans: dict[tuple[int, str], _Scan] = {}
         lifetime = options.window + options.grace
@@ -103,6 +104,7 @@ class RedisStore:
             options.window_on == "event",
         )
         self._most_sessions = -(-options.max_sessions // options.shards)
+        start_empty_after_fork(self)
 
     @property
     def name(self) -> str:
@@ -124,6 +126,7 @@ class RedisStore:
 
     async def append(self, shard: int, records: Sequence[Record], *, batch: int, timeout: float) -> Appended:
         """Store a batch: `lua/append.lua`."""
+        batches = self._batches[shard]
         groups: dict[str | None, list[bytes]] = {}
         for record in records:
             group = groups.get(record.session)
@@ -135,8 +138,8 @@ class RedisStore:
                 member_of(record),
             )
         arguments: list[bytes | str | int] = [
-            self._writer,
-            batch,
+            batches.writer,
+            batches.number(batch),
             self._options.max_per_session,
             self._most_sessions,
             len(groups),
@@ -181,7 +184,9 @@ class RedisStore:
         scan = self._scans.pop((shard, lease), None) if cursor else None
         if scan is None:
             if session is UNSET:
-                labels = [label_of(name) for name in await self._sessions(shard, deadline)]
+                # The census first: it lets events wait again whose lease ran out.
+                sessions = await self.sessions(shard, timeout=timeout)
+                labels = [label_of(name) for name in sessions]
             else:
                 labels = [label_of(session)]
             scan = _Scan(labels)
@@ -200,7 +205,11 @@ class RedisStore:
     ) -> Page:
         labels = scan.labels[:_LOOK_AT]
         arguments: list[bytes | str | int] = [lease, _milliseconds(hold), limit, _LOOK_AT]
-        arguments += (len(kinds or ()), *(kind.encode("utf-8", "surrogatepass") for kind in kinds or ()), len(labels))
+        arguments += (
+            -1 if kinds is None else len(kinds),
+            *(kind.encode("utf-8", "surrogatepass") for kind in kinds or ()),
+            len(labels),
+        )
         for label in labels:
             arguments += (label, scan.time, scan.arrival)
             scan.time, scan.arrival = b"-inf", b""
@@ -235,7 +244,7 @@ class RedisStore:
 
     async def extend(self, shard: int, lease: str, *, hold: float, timeout: float) -> bool:
         """Move the end of a lease: `lua/extend.lua`."""
-        arguments = [lease, _milliseconds(hold)]
+        arguments: list[bytes | str | int] = [lease, _milliseconds(hold)]
         answer = await self._run(self._scripts.extend, shard, arguments, timeout, repeatable=True)
         return integer_of(answer.rest[0]) == 1
 
@@ -251,7 +260,7 @@ class RedisStore:
 
     async def quarantine(self, shard: int, lease: str, events: Sequence[StoredEvent], *, timeout: float) -> bool:
         """Put events aside: `lua/quarantine.lua`."""
-        arguments = [lease, _QUARANTINED, *(event.ticket for event in events)]
+        arguments: list[bytes | str | int] = [lease, _QUARANTINED, *(event.ticket for event in events)]
         answer = await self._run(self._scripts.quarantine, shard, arguments, timeout, repeatable=True)
         return integer_of(answer.rest[0]) == 1
 
@@ -278,7 +287,8 @@ class RedisStore:
         session = skip = 0
         oldest = b"-inf"
         while session >= 0 and limit != 0:
-            arguments = [-1 if limit is None else limit, oldest, session, skip, _PEEK_PAGE]
+            most = -1 if limit is None else limit
+            arguments: list[bytes | str | int] = [most, oldest, session, skip, _PEEK_PAGE]
             answer = await self._keeping_house(self._scripts.peek, shard, arguments, deadline)
             session, skip = integer_of(answer.rest[1]), integer_of(answer.rest[2])
             for event in events_of(answer.rest[3:]):
@@ -335,6 +345,11 @@ class RedisStore:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._client.aclose()
+
+    def after_fork_in_child(self) -> None:
+        """Number batches anew: the parent goes on with its own."""
+        self._batches = [BatchNumbers() for _ in self._tags]
+        self._scans = {}
 
     def __repr__(self) -> str:
         return f"<RedisStore {self.name}>"
@@ -398,7 +413,7 @@ class RedisStore:
 
 def _unavailable(error: RedisUnavailableError | RedisRefusedError) -> BufferUnavailableError:
     if isinstance(error, RedisRefusedError):
-        return BufferUnavailableError(str(error), full=error.code in _FULL)
+        return BufferUnavailableError(str(error), in_doubt=error.in_doubt, full=error.code in _FULL)
     return BufferUnavailableError(str(error), in_doubt=error.in_doubt)
 
 

@@ -21,6 +21,9 @@ __all__ = ["RedisRefusedError", "RedisUnavailableError", "refusal"]
 _LONGEST_MESSAGE = 300
 #: An error that a script met, as servers before Redis 7 report it: wrapped in an ERR, the code behind a dash.
 _INSIDE_A_SCRIPT = re.compile(r"^ERR Error running script .*?-([A-Z]+) ")
+#: A script met a key of a slot that is moving to another node: the word for that where a command meets one is TRYAGAIN.
+#: It did nothing before: our scripts begin with looking whether that is so.
+_ELSEWHERE = "attempted to access a non local key"
 _CODE = re.compile(r"^[A-Z][A-Z0-9_]*$")
 
 
@@ -56,6 +59,8 @@ def refusal(text: str) -> RedisRefusedError:
     """Return the error for the error reply *text* (without the leading dash)."""
     inside = _INSIDE_A_SCRIPT.match(text)
     code = inside[1] if inside else text.partition(" ")[0]
+    if _ELSEWHERE in text.lower():
+        code = "TRYAGAIN"
     # "unknown command ..., with args beginning with: ..." repeats what we sent, and that may be a payload.
     message = text.partition(", with args beginning with")[0].replace("\r", " ").replace("\n", " ")
     return RedisRefusedError(code if _CODE.match(code) else "ERR", message[:_LONGEST_MESSAGE])

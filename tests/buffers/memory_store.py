@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
+import copy
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -46,7 +49,7 @@ class Shard:
         self.waiting: list[Kept] = []
         self.leases: dict[str, Held] = {}
         self.aside: list[Quarantined] = []
-        self.batches: set[int] = set()
+        self.batches: set[tuple[int, int]] = set()  # number of the store object, and of the batch
         self.ids: set[tuple[str, str]] = set()
         self.arrivals = 0
         self.received = 0
@@ -64,12 +67,12 @@ class Shard:
         self.arrivals += 1
         number = self.arrivals
         event = StoredEvent(record.time, number, record.body, record.kind, record.event_id, record.origin, number)
-        self.waiting.append(Kept(event, record.session, now))
-        self.waiting.sort(key=lambda kept: kept.order)
+        bisect.insort(self.waiting, Kept(event, record.session, now), key=lambda kept: kept.order)
         return True
 
     def drop(self, reason: DropReason, count: int) -> None:
-        self.dropped[reason] = self.dropped.get(reason, 0) + count
+        if count:
+            self.dropped[reason] = self.dropped.get(reason, 0) + count
 
     def give_back(self, held: Held) -> None:
         self.waiting = sorted([*self.waiting, *held.events.values()], key=lambda kept: kept.order)
@@ -103,11 +106,12 @@ class Stop:
 
 
 class Fault(NamedTuple):
-    """What happens to a call: after `stop` it is carried out or not (`applied`), and then `error` is raised, if any."""
+    """What happens to a call: after `seconds` and `stop` it is carried out (`applied`) or not; then `error` is raised."""
 
     error: Exception | None = None
     applied: bool = True
     stop: Stop | None = None
+    seconds: float = 0.0
 
 
 #: Chooses the fault of a call by its operation and shard; None for none.
@@ -137,6 +141,8 @@ class MemoryStore:
 
     def __init__(self, shards: int = 1, *, known_ids: bool = True) -> None:
         self.shard_list = [Shard(known_ids=known_ids) for _ in range(shards)]
+        self.writers = itertools.count(1)
+        self.writer = next(self.writers)
         self.choose: Chooser = _no_fault
         self.calls: list[str] = []
         self.appends: list[tuple[int, int]] = []  # number and size
@@ -156,6 +162,12 @@ class MemoryStore:
 
     def shard_of(self, session: str | None) -> int:
         return sum((session or "").encode()) % len(self.shard_list)
+
+    def another_process(self) -> MemoryStore:
+        """Return a second store object over the same events."""
+        other = copy.copy(self)
+        other.writer = next(self.writers)
+        return other
 
     # -- faults
 
@@ -210,10 +222,10 @@ class MemoryStore:
     async def append(self, shard: int, records: Sequence[Record], *, batch: int, timeout: float) -> Appended:
         def step() -> Appended:
             target = self.shard_list[shard]
-            if batch in target.batches:
+            if (self.writer, batch) in target.batches:
                 return Appended(stored=len(records))
             stored = sum([target.put(record, time.monotonic()) for record in records])
-            target.batches.add(batch)
+            target.batches.add((self.writer, batch))
             return Appended(stored, len(records) - stored, len(target.waiting), dropped=dict(self.evict))
 
         self.appends.append((batch, len(records)))
@@ -310,8 +322,9 @@ class MemoryStore:
             held = target.leases.get(lease)
             if held is None:
                 return False
-            gone = [held.events.pop(event.ticket) for event in events]
+            gone = [held.events.pop(event.ticket) for event in events if event.ticket in held.events]
             target.aside += [Quarantined(kept.session, kept.event.body) for kept in gone]
+            del target.aside[:-1000]
             target.drop(DropReason.UNDECODABLE, len(gone))
             if not held.events:
                 del target.leases[lease]
@@ -374,6 +387,8 @@ class MemoryStore:
         await anyio.lowlevel.checkpoint()
         if fault is None:
             return step()
+        if fault.seconds:
+            await anyio.sleep(fault.seconds)
         if fault.stop is not None:
             await fault.stop.wait(step, timeout)
         if fault.error is None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from connector_sdk import ConnectorClient
 from connector_sdk.buffers.blocking import BlockingBuffer, LoopKind
 from connector_sdk.buffers.durable import DurableBuffer
 from connector_sdk.buffers.durable_stats import DurableStats
@@ -26,7 +27,8 @@ from connector_sdk.errors import (
     LeaseError,
     LeaseExpiredError,
 )
-from connector_sdk.payloads import Payload
+from connector_sdk.payloads import Payload, SummaryPayload
+from connector_sdk.testing import ConnectorServer
 from tests.buffers.memory_store import MemoryStore, refused
 from tests.buffers.samples import PATIENCE, Crew, actions, numbers, summary
 from tests.buffers.test_contracts import ListBackend
@@ -242,6 +244,14 @@ def test_what_is_no_async_buffer_is_refused() -> None:
     ):
         with pytest.raises(ConfigurationError):
             call()
+
+
+def test_a_client_without_async_puts_its_events_into_it(buffer: BlockingBuffer) -> None:
+    events = [SummaryPayload("p", f"session-{number % 3}", f"event {number}") for number in range(30)]
+    with ConnectorServer(events) as server, ConnectorClient(server.url).into(buffer) as client:
+        client.run_in_background()
+        until(lambda: buffer.size() == 30)
+    assert {payload.to_text() for payload in buffer.drain()} == {payload.to_text() for payload in events}
 
 
 INTERRUPTED = """

@@ -160,7 +160,7 @@ class Run:
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     actions=st.lists(st.sampled_from(_ACTIONS), min_size=1, max_size=60),
     seed=st.integers(0, 2**32),

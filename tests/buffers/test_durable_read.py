@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -17,7 +18,7 @@ from connector_sdk.buffers.leases import LeaseState
 from connector_sdk.errors import BufferClosedError, ConfigurationError, LeaseError, LeaseExpiredError
 from connector_sdk.ledger import DropReason
 from connector_sdk.payloads import ActionsPayload, Payload, SummaryPayload
-from tests.buffers.memory_store import MemoryStore
+from tests.buffers.memory_store import Fault, MemoryStore, Stop
 from tests.buffers.samples import PATIENCE, numbers
 
 pytestmark = pytest.mark.anyio
@@ -196,7 +197,9 @@ async def test_what_is_no_payload_is_put_aside(how: str) -> None:
             async with buffer.lease() as lease:
                 found = lease.events
         assert numbers(found) == [0, 1, 2, 3]
-        assert sorted(entry.body for entry in await buffer.quarantined()) == [b"garbage %d" % number for number in range(4)]
+        assert sorted(entry.body for entry in await buffer.quarantined()) == [
+            b"garbage %d" % number for number in range(4)
+        ]
         stats = await buffer.stats()
         assert stats.quarantined == 4
         await settled(buffer)
@@ -365,6 +368,119 @@ async def test_a_cancelled_drain_waits_for_nobody_when_the_store_has_stopped() -
             while not (drained := await buffer.drain()):
                 await anyio.sleep(0.01)
         assert numbers(drained) == [0, 1, 2]
+
+
+async def test_a_drain_held_up_for_longer_than_its_lease_gives_no_event_twice(store: MemoryStore) -> None:
+    drained: list[Payload] = []
+
+    async def drain() -> None:
+        drained.extend(await buffer.drain())
+
+    async with DurableBuffer(store, page_size=3, response_timeout=PATIENCE) as buffer:
+        await fill(buffer, 30)
+        stops: list[Stop] = []
+
+        def second_page_waits(operation: str, shard: int) -> Fault | None:
+            if operation != "take" or store.calls.count("take") <= store.shards:
+                return None
+            stops.append(Stop())
+            return Fault(stop=stops[-1])
+
+        store.choose = second_page_waits
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(drain)
+            with anyio.fail_after(PATIENCE):
+                while len(stops) < store.shards:
+                    await anyio.lowlevel.checkpoint()
+            store.recover()
+            store.run_out()
+            for stop in stops:
+                stop.resume()
+        drained += await buffer.drain()
+        assert sorted(numbers(drained)) == list(range(30))
+
+
+async def test_a_long_drain_keeps_its_leases_alive() -> None:
+    store = MemoryStore()
+    async with DurableBuffer(store, page_size=1, drain_hold=0.3) as buffer:
+        await fill(buffer, 4)
+
+        def slow(operation: str, shard: int) -> Fault | None:
+            return Fault(seconds=0.12) if operation == "take" else None
+
+        store.choose = slow
+        assert numbers(await buffer.drain()) == [0, 1, 2, 3]
+        assert "extend" in store.calls
+
+
+# -- cancelled by asyncio itself, which knows no shields
+
+
+class Cut:
+    """A drain that is in its last step."""
+
+    def __init__(self) -> None:
+        self.store = MemoryStore()
+        self.buffer = DurableBuffer(self.store, response_timeout=PATIENCE)
+        self.drained: list[Payload] = []
+
+    async def until_last_step(self) -> Stop:
+        stop = self.store.stop("acknowledge")
+        with anyio.fail_after(PATIENCE):
+            while "acknowledge" not in self.store.calls:
+                await anyio.lowlevel.checkpoint()
+        self.store.recover()
+        return stop
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_task_cancelled_in_the_last_step_gets_its_events_and_then_the_cancellation() -> None:
+    cut = Cut()
+    reached: list[str] = []
+
+    async def work() -> None:
+        cut.drained += await cut.buffer.drain()
+        reached.append("drained")
+        await anyio.lowlevel.checkpoint()
+        await anyio.lowlevel.checkpoint()
+        reached.append("not cancelled")
+
+    async with cut.buffer:
+        await fill(cut.buffer, 3)
+        task = asyncio.create_task(work())
+        stop = await cut.until_last_step()
+        task.cancel()
+        await asyncio.sleep(0)
+        stop.resume()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert reached == ["drained"]
+        assert numbers(cut.drained) == [0, 1, 2]
+        assert await cut.buffer.size() == 0
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("how", ["timeout", "wait_for"])
+async def test_a_timeout_in_the_last_step_gives_the_events_and_leaves_no_cancellation_behind(how: str) -> None:
+    cut = Cut()
+
+    async def work() -> None:
+        if how == "wait_for":
+            cut.drained += await asyncio.wait_for(cut.buffer.drain(), 0.02)
+        else:
+            async with asyncio.timeout(0.02):
+                cut.drained += await cut.buffer.drain()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    async with cut.buffer:
+        await fill(cut.buffer, 3)
+        task = asyncio.create_task(work())
+        stop = await cut.until_last_step()
+        await asyncio.sleep(0.1)
+        stop.resume()
+        await task
+        assert numbers(cut.drained) == [0, 1, 2]
 
 
 async def test_many_drainers_and_adders_lose_and_double_nothing(store: MemoryStore) -> None:

@@ -462,3 +462,4 @@ def test_nothing_but_asyncio_will_do() -> None:
 
     with pytest.raises(ClientStateError, match="asyncio"):
         anyio.run(use, backend="trio")
+    anyio.run(client.aclose, backend="trio")

@@ -11,18 +11,18 @@ local up = upkeep()
 up.open_to_move()
 local lease = ARGV[5]
 if not up.is_held(lease) then
+  up.close()
   return reply_with(0, 0)
 end
 local lease_key, acked_key, known_key = tag .. ':lease:' .. lease, tag .. ':acked:' .. lease, tag .. ':known:' .. lease
 local total, gone = call('LLEN', lease_key) / 2, 0
 local tickets = tonumber(ARGV[7])
+local found = math.max(0, total - call('SCARD', acked_key))
+local held = up.held_by(lease, found)
 if tickets < 0 then
-  gone = total - call('SCARD', acked_key)
-  local missing = tonumber(call('HGET', up.held_key, lease) or 0) - gone
-  if missing > 0 then
-    account.leased = account.leased - missing
-    drop('lost', missing)
-  end
+  gone = math.min(found, held)
+  account.leased = account.leased - (held - gone)
+  drop('lost', held - gone)
   up.let_go(call('LRANGE', known_key, 0, -1))
   call('UNLINK', lease_key, acked_key, known_key)
   call('ZREM', up.leases_key, lease)
@@ -38,7 +38,8 @@ else
     names[#names + 1] = ARGV[index]
   end
   up.let_go(names)
-  call('HINCRBY', up.held_key, lease, -gone)
+  gone = math.min(gone, held)
+  up.hold_less(lease, gone)
   call('PEXPIRE', acked_key, math.max(1, call('PTTL', lease_key)))
 end
 account.leased = account.leased - gone

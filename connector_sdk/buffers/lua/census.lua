@@ -9,6 +9,11 @@ up.open_to_move()
 local is_done = up.keep_house()
 up.mend_index()
 up.close()
+if call('EXISTS', drops_key) == 0 then
+  -- The server may have evicted it, and why these events have gone is not known any more.
+  drop('lost', account.received - account.delivered - account.buffered - account.leased)
+  finish()
+end
 local oldest = -1
 local head = call('ZRANGE', heads_key, 0, 0)[1]
 if head then

@@ -8,6 +8,7 @@
 local up = upkeep()
 up.open_to_move()
 if not up.is_held(ARGV[5]) then
+  up.close()
   return reply_with(0)
 end
 up.keep_lease_keys(ARGV[5], tonumber(ARGV[6]))

@@ -10,6 +10,7 @@ local up = upkeep()
 up.open_to_move()
 local lease = ARGV[5]
 if not up.is_held(lease) and (ARGV[6] == '1' or not call('ZSCORE', up.leases_key, lease)) then
+  up.close()
   return reply_with(0, 0)
 end
 call('ZADD', up.leases_key, 0, lease) -- it has run out, for everybody

@@ -17,13 +17,13 @@
 --                              writer:<id> -> which batches of this writer came, see append.lua
 --   <tag>:heads          ZSET  the oldest event of each session; score: its time; member: its arrival .. label
 --   <tag>:touched        ZSET  label; score: when its session was last written, in milliseconds (a second less at most)
---   <tag>:ids            ZSET  origin \n event id; score: minus the arrival in ms while the event is here, then the time
+--   <tag>:ids            ZSET  origin \255 event id; score: minus the arrival in ms while the event is here, then the time
 --                              in ms after which the id is forgotten
 --   <tag>:leases         ZSET  lease; score: when it runs out, in milliseconds
 --   <tag>:held           HASH  lease -> how many events it holds that are not acknowledged
 --   <tag>:lease:<lease>  LIST  label, member of each of its events, two entries an event; the n-th has ticket n, from 0
 --   <tag>:acked:<lease>  SET   tickets that were acknowledged
---   <tag>:known:<lease>  LIST  origin \n event id of its events that have one
+--   <tag>:known:<lease>  LIST  origin \255 event id of its events that have one
 --   <tag>:quarantine     LIST  label, member of events that could not be decoded
 --   <tag>:drops          HASH  reason -> events dropped
 --   <tag>:writers        HASH  writer -> batches, of writers that have not been heard of for long

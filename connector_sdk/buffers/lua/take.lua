@@ -23,13 +23,16 @@ local lease, hold, limit = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
 -- Runs, one a session, as a heap: the one with the oldest event first. A page of n events can only have events of the n
 -- sessions whose heads are the oldest. They come sorted, so they are a heap; what each has is read when its turn comes.
 local heap = up.runs_of(call('ZRANGE', heads_key, 0, limit - 1))
+for _, run in ipairs(heap) do
+  run.order = up.order_of(run.arrival)
+end
 local share = math.ceil(limit / math.max(1, #heap)) + 1
 
 local function is_before(one, other)
   if one.time ~= other.time then
     return one.time < other.time
   end
-  return one.arrival < other.arrival
+  return one.order < other.order
 end
 
 local function sink()
@@ -73,6 +76,7 @@ local function advance(run)
   run.member = run.chunk[run.at]
   run.at = run.at + 1
   run.time, run.arrival = up.time_of(run.member), up.arrival_of(run.member)
+  run.order = up.order_of(run.arrival)
   return true
 end
 

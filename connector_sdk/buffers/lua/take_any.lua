@@ -23,12 +23,12 @@ for _, run in ipairs(up.runs_of(call('ZRANGE', heads_key, 0, limit - 1))) do
   end
   -- One more than will be taken: that is where the run then stands.
   local members = call('ZRANGE', run.key, 0, math.min(left, run.state.size))
+  if #members > run.state.size then
+    members = call('ZRANGE', run.key, 0, left) -- somebody put more there than we knew
+  end
   run.taken = math.min(left, #members)
   if #members > run.taken then
     run.time, run.arrival = up.time_of(members[run.taken + 1]), up.arrival_of(members[run.taken + 1])
-  elseif #members > run.state.size then
-    run.taken = run.state.size -- somebody put more there than we know: these come next time
-    run.time, run.arrival = up.time_of(members[#members]), up.arrival_of(members[#members])
   else
     run.is_over, run.size = true, #members
   end

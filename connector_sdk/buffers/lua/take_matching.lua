@@ -4,7 +4,7 @@
 -- ARGV[6]   how long it holds from now, in milliseconds
 -- ARGV[7]   most events to take, 1 or more
 -- ARGV[8]   most events to look at, 1 or more
--- ARGV[9]   how many types follow, 0 for every type; then the types
+-- ARGV[9]   how many types follow, -1 for every type; then the types
 --            then: how many sessions follow, and for each: label, time and arrival of the event after which to look
 --            ("-inf" and "" for all)
 --
@@ -21,7 +21,7 @@ end
 up.mend_index()
 
 local lease, hold, limit, look = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local wanted, every_type = {}, ARGV[9] == '0'
+local wanted, every_type = {}, ARGV[9] == '-1'
 local at = 10
 for _ = 1, tonumber(ARGV[9]) do
   wanted[ARGV[at]] = true
@@ -35,15 +35,17 @@ local after_time, after_arrival = '-inf', ''
 local function choose(label, key)
   local from_time, from_arrival = after_time, after_arrival
   local rank = from_time == '-inf' and 0 or call('ZCOUNT', key, '-inf', '(' .. from_time)
+  local from_order = from_arrival ~= '' and up.order_of(from_arrival) or -1
   local chosen, is_through = {}, false
   while not is_through and taken < limit and looked_at < look do
     local step = math.min(100, limit - taken, look - looked_at)
-    local chunk = call('ZRANGE', key, rank, rank + step - 1)
+    local chunk = call('ZRANGE', key, rank, rank + step - 1, 'WITHSCORES')
     rank = rank + step
-    is_through = #chunk < step
-    for _, member in ipairs(chunk) do
-      local time, arrival = exact(up.time_of(member)), up.arrival_of(member)
-      if time ~= from_time or arrival > from_arrival then
+    is_through = #chunk < 2 * step
+    for index = 1, #chunk, 2 do
+      local member, time = chunk[index], chunk[index + 1]
+      local arrival = up.arrival_of(member)
+      if time ~= from_time or up.order_of(arrival) > from_order then
         looked_at = looked_at + 1
         after_time, after_arrival = time, arrival
         if every_type or wanted[up.type_of(member)] then

@@ -14,6 +14,11 @@ local function upkeep()
     return #member >= 7 and string.sub(member, 1, 7) or member .. string.rep('\0', 7 - #member)
   end
 
+  -- Arrivals as numbers: servers compare texts by the rules of some language.
+  local function order_of(arrival)
+    return (struct.unpack('>I7', arrival))
+  end
+
   local function time_of(member)
     if not string.find(member, '^[asu]', 16) then
       return 0
@@ -47,7 +52,7 @@ local function upkeep()
       return nil
     end
     local origin = field_after(member, after)
-    return (origin or '') .. '\n' .. id
+    return (origin or '') .. '\255' .. id
   end
 
   local function type_of(member)
@@ -131,20 +136,23 @@ local function upkeep()
   local function renew_session(label, newest, old_arrival, touched)
     local key = tag .. ':' .. label
     local head = call('ZRANGE', key, 0, 0)[1]
-    local arrival = head and arrival_of(head)
-    if old_arrival and old_arrival ~= arrival then
-      call('ZREM', heads_key, old_arrival .. label)
-    end
     if not head then
+      if old_arrival then
+        call('ZREM', heads_key, old_arrival .. label)
+      end
       call('HDEL', state_key, label)
       call('ZREM', touched_key, label)
       return false
     end
+    local arrival = arrival_of(head)
     if not newest then
       newest = time_of(call('ZRANGE', key, -1, -1)[1])
     end
     local time = time_of(head)
     call('ZADD', heads_key, exact(time), arrival .. label)
+    if old_arrival and old_arrival ~= arrival then
+      call('ZREM', heads_key, old_arrival .. label) -- after the other, for an empty key would lose its expiry
+    end
     call('HSET', state_key, label, pack_state(call('ZCARD', key), newest, time, arrival, touched))
     return true
   end
@@ -176,6 +184,18 @@ local function upkeep()
     end
   end
 
+  -- How many events a lease still has by the account; *found* should the server have evicted that.
+  local function held_by(lease, found)
+    return tonumber(call('HGET', held_key, lease) or found)
+  end
+
+  -- Some events of a lease have gone.
+  local function hold_less(lease, gone)
+    if gone > 0 then
+      call('HINCRBY', held_key, lease, -gone)
+    end
+  end
+
   -- Let events of a dead lease wait again, the last first so that tickets stay true; true when the lease is empty.
   local function return_events(lease, limit)
     local key, acked_key = tag .. ':lease:' .. lease, tag .. ':acked:' .. lease
@@ -199,26 +219,31 @@ local function upkeep()
     for _, label in ipairs(labels) do
       local session = tag .. ':' .. label
       local state = call('HGET', state_key, label)
+      state = state and unpack_state(state)
+      local expected = (state and state.size or 0) + #groups[label] / 2
       call_with(groups[label], 'ZADD', session)
       call('PEXPIRE', session, lifetime)
       call('ZADD', touched_key, now_ms, label)
-      renew_session(label, nil, state and unpack_state(state).arrival, now_ms)
+      renew_session(label, nil, state and state.arrival, now_ms)
+      local more = call('ZCARD', session) - expected
+      account.received = account.received + math.max(0, more)
+      account.buffered = account.buffered + more
+      drop('lost', -more)
     end
-    account.leased = account.leased - returned
     account.buffered = account.buffered + returned
     if returned > 0 then
       account.fresh = 0 -- some of the keys may be new, and have no expiry yet
     end
     if first > 0 then
       call('LTRIM', key, 0, first * 2 - 1)
-      call('HINCRBY', held_key, lease, -returned)
+      hold_less(lease, returned)
+      account.leased = account.leased - returned
       return false
     end
-    local missing = tonumber(call('HGET', held_key, lease) or 0) - returned
-    if missing > 0 then
-      account.leased = account.leased - missing
-      drop('lost', missing)
-    end
+    local held = held_by(lease, returned)
+    account.leased = account.leased - held
+    account.received = account.received + math.max(0, returned - held)
+    drop('lost', held - returned)
     call('UNLINK', key, acked_key, tag .. ':known:' .. lease)
     call('ZREM', leases_key, lease)
     call('HDEL', held_key, lease)
@@ -241,6 +266,33 @@ local function upkeep()
       end
     end
     account.fresh = 0 -- some of the keys may be new, and have no expiry yet
+  end
+
+  -- Make leases and held anew, should the server have evicted one of them.
+  local function mend_leases()
+    local size = call('ZCARD', leases_key)
+    if call('HLEN', held_key) == size then
+      if size == 0 then
+        drop('lost', account.leased)
+        account.leased = 0
+      end
+      return
+    end
+    local longest = lifetime
+    for _, lease in ipairs(call('HKEYS', held_key)) do
+      local expiry = call('PTTL', tag .. ':lease:' .. lease) -- a lifetime after the lease runs out
+      longest = math.max(longest, expiry)
+      if not call('ZSCORE', leases_key, lease) then
+        call('ZADD', leases_key, now_ms + math.max(0, expiry - lifetime), lease)
+      end
+    end
+    for _, lease in ipairs(call('ZRANGE', leases_key, 0, -1)) do
+      local key = tag .. ':lease:' .. lease
+      longest = math.max(longest, call('PTTL', key))
+      call('HSETNX', held_key, lease, math.max(0, call('LLEN', key) / 2 - call('SCARD', tag .. ':acked:' .. lease)))
+    end
+    call('PEXPIRE', leases_key, longest)
+    call('PEXPIRE', held_key, longest)
   end
 
   -- Return leases that ran out, give up sessions that nobody writes to, forget ids; false when there is more to do.
@@ -268,9 +320,11 @@ local function upkeep()
       end
     end
     if account.ids == 1 then
-      local forgotten = call('ZRANGEBYSCORE', ids_key, 0, now_ms, 'LIMIT', 0, 100)
-      if #forgotten > 0 then
-        call('ZREM', ids_key, unpack(forgotten))
+      -- As many as can arrive between two calls of this, or nearly: else there would be ever more of them.
+      local forgotten = math.min(10000, call('ZCOUNT', ids_key, 0, now_ms))
+      if forgotten > 0 then
+        local first = call('ZCOUNT', ids_key, '-inf', '(0')
+        call('ZREMRANGEBYRANK', ids_key, first, first + forgotten - 1)
       end
     end
     return true
@@ -306,6 +360,9 @@ local function upkeep()
         known[#known + 1] = known_as(entries[index])
       end
     end
+    if first_ticket == 0 then
+      call('UNLINK', tag .. ':acked:' .. lease) -- the list was evicted: these tickets are others
+    end
     call_with(entries, 'RPUSH', lease_key)
     call_with(known, 'RPUSH', known_key)
     if taken > 0 then
@@ -338,6 +395,9 @@ local function upkeep()
       account.received = account.received + size - expected
     end
     account.buffered = account.buffered - expected + size - taken
+    if not state then
+      call('PEXPIRE', tag .. ':' .. label, lifetime) -- somebody else made it
+    end
     if taken > 0 or size ~= expected then
       renew_session(label, state and state.newest, state and state.arrival, state and state.touched or now_ms)
     end
@@ -374,12 +434,22 @@ local function upkeep()
       local state = run.state
       if run.taken > 0 and not run.is_over then
         call('ZREMRANGEBYRANK', run.key, 0, run.taken - 1)
-        old_heads[#old_heads + 1] = state.arrival .. run.label
+        local left = state.size - run.taken
+        if left < 1 then
+          -- Somebody put more there than we knew.
+          local more = call('ZCARD', run.key) - left
+          left = left + more
+          account.received = account.received + more
+          account.buffered = account.buffered + more
+        end
+        if run.arrival ~= state.arrival then
+          old_heads[#old_heads + 1] = state.arrival .. run.label
+        end
         new_heads[#new_heads + 1] = exact(run.time)
         new_heads[#new_heads + 1] = run.arrival .. run.label
         new_states[#new_states + 1] = run.label
         new_states[#new_states + 1] =
-          pack_state(math.max(1, state.size - run.taken), state.newest, run.time, run.arrival, state.touched)
+          pack_state(left, state.newest, run.time, run.arrival, state.touched)
         account.buffered = account.buffered - run.taken
       elseif run.is_over then
         empty_keys[#empty_keys + 1] = run.key
@@ -398,19 +468,20 @@ local function upkeep()
     end
     call_with(empty_labels, 'HDEL', state_key)
     call_with(empty_labels, 'ZREM', touched_key)
-    call_with(old_heads, 'ZREM', heads_key)
     call_with(new_heads, 'ZADD', heads_key)
+    call_with(old_heads, 'ZREM', heads_key) -- after the others, for an empty key would lose its expiry
     call_with(new_states, 'HSET', state_key)
   end
 
   -- Read the account, or begin a new one. Out of memory a server refuses what needs more, unless the script has written
   -- already. So that draining, which frees memory, works then too, scripts that move events begin with a write that needs
-  -- none.
+  -- none. Of two keys, for the reason told in append.lua.
   local function open_to_move()
-    call('UNLINK', tag .. ':nothing')
+    call('UNLINK', tag .. ':nothing', tag .. ':nobody')
     local packed = call('HGET', state_key, 'account')
     if packed then
       open_account(packed)
+      mend_leases()
     else
       new_account()
     end
@@ -448,7 +519,9 @@ local function upkeep()
     close = close,
     forget_writers = forget_writers,
     give_up = give_up,
+    held_by = held_by,
     held_key = held_key,
+    hold_less = hold_less,
     is_held = is_held,
     keep_house = keep_house,
     keep_lease_keys = keep_lease_keys,
@@ -459,6 +532,7 @@ local function upkeep()
     mend_index = mend_index,
     new_account = new_account,
     open_to_move = open_to_move,
+    order_of = order_of,
     remove_taken = remove_taken,
     renew_session = renew_session,
     reply_with_events = reply_with_events,
