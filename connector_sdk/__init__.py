@@ -1,8 +1,12 @@
 """
 Receive, buffer and hand on the event stream of a connector, losing nothing that the server can replay.
 
-The names here are the public ones; `connector_sdk.testing` has what tests need.
+The names here are the public ones; `connector_sdk.testing` has what tests need, `connector_sdk.buffers.store` what a storage
+engine of your own does. Buffers outside of this process resolve on first use, so that who has none does not wait for them.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Final
 
 from connector_sdk._version import __version__
 from connector_sdk.buffers.memory import EventBuffer
@@ -44,9 +48,16 @@ from connector_sdk.payloads import (
     encode_payload,
 )
 
+if TYPE_CHECKING:
+    from connector_sdk.buffers.blocking import BlockingBuffer
+    from connector_sdk.buffers.durable import DurableBuffer
+    from connector_sdk.buffers.durable_stats import DurableStats
+    from connector_sdk.buffers.redis import RedisEventBuffer
+
 __all__ = [
     "ActionsPayload",
     "AsyncConnectorClient",
+    "BlockingBuffer",
     "BufferBackend",
     "BufferClosedError",
     "BufferFullError",
@@ -60,6 +71,8 @@ __all__ = [
     "ConnectorClient",
     "ConnectorError",
     "DropReason",
+    "DurableBuffer",
+    "DurableStats",
     "EventBuffer",
     "EventBufferError",
     "FatalStreamError",
@@ -73,6 +86,7 @@ __all__ = [
     "Observer",
     "Payload",
     "PayloadError",
+    "RedisEventBuffer",
     "RetriesExhaustedError",
     "Retry",
     "SlimAction",
@@ -86,3 +100,24 @@ __all__ = [
     "encode_payload",
     "quick",
 ]
+
+#: Names that resolve on first use, and the module that has each.
+_HOMES: Final = {
+    "BlockingBuffer": "blocking",
+    "DurableBuffer": "durable",
+    "DurableStats": "durable_stats",
+    "RedisEventBuffer": "redis",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(f"{__name__}.buffers.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -38,12 +38,18 @@ SUBJECTS: dict[str, tuple[str, tuple[str, ...]]] = {
         "Buffers",
         (
             "connector_sdk.buffers.memory",
+            "connector_sdk.buffers.redis",
+            "connector_sdk.buffers.durable",
+            "connector_sdk.buffers.blocking",
             "connector_sdk.buffers.view",
             "connector_sdk.buffers.leases",
+            "connector_sdk.buffers.durable_lease",
             "connector_sdk.buffers.stats",
+            "connector_sdk.buffers.durable_stats",
             "connector_sdk.buffers.protocol",
         ),
     ),
+    "stores": ("Storage engines", ("connector_sdk.buffers.store",)),
     "payloads": ("Payloads", ("connector_sdk.payloads",)),
     "errors": ("Errors", ("connector_sdk.errors",)),
     "ledger": ("The account", ("connector_sdk.ledger",)),
@@ -59,6 +65,7 @@ WHOLE = {
     "connector_sdk.testing",
     "connector_sdk.testing.contracts",
     "connector_sdk.buffers.protocol",
+    "connector_sdk.buffers.store",
 }
 #: What public names lead to: returned, or a base that documents the options.
 KEPT = {
@@ -67,6 +74,8 @@ KEPT = {
     "connector_sdk.buffers.view": {"EventBufferView"},
     "connector_sdk.buffers.leases": {"Lease", "AsyncLease"},
     "connector_sdk.buffers.stats": {"BufferStats"},
+    "connector_sdk.buffers.blocking": {"BlockingLease"},
+    "connector_sdk.buffers.durable_lease": {"DurableLease"},
 }
 
 Entry = tuple[str, object]

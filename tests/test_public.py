@@ -64,10 +64,32 @@ def test_every_name_for_tests_exists_and_has_a_docstring(name: str) -> None:
 def test_importing_needs_no_extra() -> None:
     code = (
         "import sys, connector_sdk, connector_sdk.testing\n"
-        "heavy = {'typer', 'rich', 'pytest', 'hypothesis', 'trio', 'redis', 'sqlite3'} & set(sys.modules)\n"
+        "heavy = {'typer', 'rich', 'pytest', 'hypothesis', 'trio', 'redis', 'hiredis', 'sqlite3'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
+        "assert not [name for name in sys.modules if name.startswith('connector_sdk.redis_client')]\n"
+        "assert 'connector_sdk.buffers.durable' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", ["BlockingBuffer", "DurableBuffer", "DurableStats", "RedisEventBuffer"])
+def test_names_that_resolve_on_first_use_are_ordinary_otherwise(name: str) -> None:
+    code = (
+        "import connector_sdk\n"
+        f"assert {name!r} in connector_sdk.__all__ and {name!r} in dir(connector_sdk)\n"
+        f"assert {name!r} not in vars(connector_sdk)\n"
+        f"from connector_sdk import {name}\n"
+        f"assert connector_sdk.{name} is {name} and {name!r} in vars(connector_sdk)\n"
+        "from connector_sdk import *\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'RedisBuffer'"):
+        _ = connector_sdk.RedisBuffer
+    with pytest.raises(ImportError):
+        exec("from connector_sdk import RedisBuffer")
 
 
 def test_types_are_shipped() -> None:

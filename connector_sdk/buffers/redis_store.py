@@ -8,7 +8,7 @@ Each step is one Lua script of `connector_sdk/buffers/lua`, so it is atomic; wha
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from struct import pack
 from typing import Final, Literal, TypeAlias
@@ -52,6 +52,7 @@ _HOUSEKEEPING: Final = 1000  # events that one call moves at most for others
 _LOOK_AT: Final = 2000  # events that one call looks at to find some of a type
 _PEEK_PAGE: Final = 500
 _QUARANTINED: Final = 1000
+_OLDEST: Final = (6, 2)
 _FULL: Final = ("OOM", "MISCONF")
 
 
@@ -325,22 +326,18 @@ class RedisStore:
         )
 
     async def inspect(self, *, timeout: float) -> list[str]:
-        """Say whether a server may evict what it was given to keep: `INFO memory`."""
-        findings: list[str] = []
+        """Say whether a server is too old, or may evict what it was given to keep: `INFO`."""
+        findings: set[str] = set()
         for shard in range(self.shards):
             try:
-                text = bytes_of(await self._call(shard, "INFO", "memory", timeout=timeout)).decode("utf-8", "replace")
-            except RedisRefusedError:
-                findings.append("cannot see whether the server may evict events: the user may not call INFO")
+                text = bytes_of(await self._call(shard, "INFO", timeout=timeout)).decode("utf-8", "replace")
+            except BufferUnavailableError as error:
+                if not isinstance(error.__cause__, RedisRefusedError):
+                    raise
+                findings.add("cannot see whether the server may evict events: the user may not call INFO")
                 continue
-            facts = dict(line.split(":", 1) for line in text.split("\r\n") if ":" in line)
-            policy = facts.get("maxmemory_policy", "noeviction")
-            if facts.get("maxmemory", "0") != "0" and policy != "noeviction":
-                findings.append(
-                    f"the server is configured to evict keys (maxmemory-policy {policy}) and will delete events that wait "
-                    "when its memory is full; give the buffer a server with maxmemory-policy noeviction"
-                )
-        return sorted(set(findings))
+            findings.update(_findings(dict(line.split(":", 1) for line in text.split("\r\n") if ":" in line)))
+        return sorted(findings)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -407,8 +404,20 @@ class RedisStore:
             return await self._client.call(
                 *command, key=self._tags[shard] + b":state", timeout=timeout, repeatable=True
             )
-        except RedisUnavailableError as error:
+        except (RedisUnavailableError, RedisRefusedError) as error:
             raise _unavailable(error) from error
+
+
+def _findings(facts: Mapping[str, str]) -> Iterator[str]:
+    version = facts.get("redis_version", "")
+    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < _OLDEST:
+        yield f"the server is Redis {version}; 6.2 is the oldest that is tested: use that or a later one"
+    policy = facts.get("maxmemory_policy", "noeviction")
+    if facts.get("maxmemory", "0") != "0" and policy != "noeviction":
+        yield (
+            f"the server is configured to evict keys (maxmemory-policy {policy}) and will delete events that wait "
+            "when its memory is full; give the buffer a server with maxmemory-policy noeviction"
+        )
 
 
 def _unavailable(error: RedisUnavailableError | RedisRefusedError) -> BufferUnavailableError:

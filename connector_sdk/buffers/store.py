@@ -95,7 +95,8 @@ class EventStore(Protocol):
     """
     A storage engine. Any number of tasks, processes and machines use the same storage at once.
 
-    Constructors and `shard_of` do no I/O.
+    Constructors and `shard_of` do no I/O. A store object is used by one event loop at a time; when that has ended another
+    one may use it, and close it. In the child of a fork it starts anew: a batch number there is another batch.
     """
 
     @property
@@ -154,8 +155,8 @@ class EventStore(Protocol):
         """
         Let *events* of *lease* go for good, or (None) all that it still has, which ends it.
 
-        They count as delivered, or as dropped for *reason*. Events that were acknowledged before are passed over. False
-        when there is no such lease: it ended or ran out.
+        They count as delivered, or as dropped for *reason*. Events that were acknowledged before are passed over; a lease
+        all of whose events were named goes on, empty, until it is ended or runs out. False when there is no such lease.
         """
 
     async def extend(self, shard: int, lease: str, *, hold: float, timeout: float) -> bool:

@@ -140,6 +140,16 @@ def demo(
         Path | None, typer.Option(metavar="FILE", help="Keep the index in this new file; without it, it is in memory.")
     ] = None,
     query: Annotated[str | None, typer.Option(metavar="WORDS", help="What to search for at the end.")] = None,
+    buffer: Annotated[
+        str,
+        typer.Option(
+            metavar="WHERE",
+            help="Where events wait for the index: memory, redis (a server is started for it), or the URL of a Redis.",
+        ),
+    ] = "memory",
+    kill_redis: Annotated[
+        bool, typer.Option("--kill-redis", help="With --buffer redis: kill that server on the way, and start it again.")
+    ] = False,
     is_json: Annotated[
         bool, typer.Option("--json", help="The account as one JSON object on stdout; the story goes to stderr.")
     ] = False,
@@ -156,7 +166,16 @@ def demo(
         Source.of_traffic(seed, command.SESSIONS if events is None else events) if log is None else Source.of_log(log)
     )
     options = command.DemoOptions(
-        seconds=seconds, rate=rate, events=events, cuts=cuts, seed=seed, index=index, query=query, is_json=is_json
+        seconds=seconds,
+        rate=rate,
+        events=events,
+        cuts=cuts,
+        seed=seed,
+        index=index,
+        query=query,
+        is_json=is_json,
+        buffer=buffer,
+        kill_redis=kill_redis,
     )
     prepare_environment(is_demo=True)
     with _ending():

@@ -5,17 +5,19 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from connector_sdk.buffers.memory import EventBuffer
-from connector_sdk.cli.account import Account, Played
+from connector_sdk.cli.account import Account, GivenUp, Played
 from connector_sdk.cli.console import BadInputError, FailedError, OutputConsole, signals
 from connector_sdk.cli.index import Added, Hit, SearchIndex
+from connector_sdk.cli.killing import Killing
+from connector_sdk.cli.place import Place, RedisPlace, open_place
 from connector_sdk.cli.source import Played as PlayedPayload
 from connector_sdk.cli.source import Source
 from connector_sdk.cli.story import (
@@ -28,8 +30,9 @@ from connector_sdk.cli.story import (
     tell_next,
 )
 from connector_sdk.client.sync import ConnectorClient
+from connector_sdk.errors import BufferUnavailableError, LeaseExpiredError
 from connector_sdk.ledger import DropReason
-from connector_sdk.payloads import ActionsPayload
+from connector_sdk.payloads import ActionsPayload, Payload
 from connector_sdk.testing.script import Cut, Duplicate, Step
 from connector_sdk.testing.server import ConnectorServer
 
@@ -38,8 +41,11 @@ __all__ = ["SESSIONS", "DemoOptions", "demo"]
 #: How many visits are generated without a log: some 1,500 events.
 SESSIONS: Final = 250
 MOST_EVENTS: Final = 50_000  # that are held in memory and played when nobody says how many
-_DRAIN_EVERY: Final = 1.0  # seconds
+_TICK: Final = 0.1  # seconds
+_DRAIN_EVERY: Final = 1.0  # seconds; elsewhere than on a terminal, also between two lines
 _DRAW_EVERY: Final = 0.2  # seconds, on a terminal
+_LEASE: Final = 1000  # events taken at once
+_SETTLE: Final = 10.0  # seconds for what is on its way or on lease when the stream has ended
 _GRACE: Final = 20.0  # seconds beyond the planned time after which the demo gives up and shows what there is
 _CUT_WITHIN: Final = 200  # bytes of an event that are sent at most before it is cut
 _SENT_TWICE: Final = 3  # events that are repeated at a time
@@ -56,6 +62,8 @@ class DemoOptions(msgspec.Struct, frozen=True, kw_only=True):
     index: Path | None = None
     query: str | None = None
     is_json: bool = False
+    buffer: str = "memory"  #: or "redis", or a URL
+    kill_redis: bool = False
 
 
 def demo(source: Source, options: DemoOptions) -> None:
@@ -63,7 +71,6 @@ def demo(source: Source, options: DemoOptions) -> None:
     Play *source* through server, client, buffer and index, and show the account.
 
     The story goes to stdout, or with `is_json` to stderr and the account as one JSON object to stdout. Raises FailedError
-    when the account does not balance, BadInputError when the index file is in use by another index or is none.
     """
     tape = source.payloads()
     payloads = list(islice(tape, options.events or MOST_EVENTS))
@@ -71,9 +78,10 @@ def demo(source: Source, options: DemoOptions) -> None:
     index = _new_index(options.index)
     console = OutputConsole(highlight=False, stderr=options.is_json)
     with signals(), index:
-        played = _measure(source, payloads, is_whole=is_whole)
-        run = _Run(source, options, payloads, played=played, index=index, console=console)
-        account = run.run()
+        with open_place(options.buffer, kill_redis=options.kill_redis) as place:
+            played = _measure(source, payloads, is_whole=is_whole)
+            run = _Run(source, options, payloads, played=played, index=index, place=place, console=console)
+            account = run.run()
         pages = index.busiest_pages(5)
         # Words that any log has in its summaries, or the generated traffic in its errors.
         query = options.query or ("requests failed 404" if source.log is not None else "checkout error")
@@ -81,7 +89,12 @@ def demo(source: Source, options: DemoOptions) -> None:
         tell_findings(console, pages, query, hits)
         tell_account(console, account)
         console.print()
-        tell_next(console, has_log=source.log is not None, index_path=str(options.index) if options.index else None)
+        tell_next(
+            console,
+            has_log=source.log is not None,
+            index_path=str(options.index) if options.index else None,
+            in_memory=account.store is None,
+        )
     if options.is_json:
         found = {"query": query, "hits": msgspec.to_builtins(hits), "busiest_pages": msgspec.to_builtins(pages)}
         sys.stdout.buffer.write(msgspec.json.encode(account.to_dict() | found) + b"\n")
@@ -101,11 +114,13 @@ class _Run:
         *,
         played: Played,
         index: SearchIndex,
+        place: Place,
         console: OutputConsole,
     ) -> None:
         self._source = source
         self._played = played
         self._index = index
+        self._place = place
         self._console = console
         self._rate = options.rate or max(1.0, len(payloads) / options.seconds)
         self._script = _script(len(payloads), options.cuts, options.seed)
@@ -113,8 +128,9 @@ class _Run:
         # The pauses of a client that talks to another machine would be longer: see its defaults.
         self._most_pause = max(0.01, min(0.5, planned / (1 + 2 * len(self._script))))
         self._deadline = planned + _GRACE + self._most_pause * len(self._script)
-        # What was received is never dropped: a full buffer makes the client, and so the server, wait.
-        self._buffer = EventBuffer(max_size=10_000, overflow="block")
+        self._killing = None
+        if options.kill_redis and isinstance(place, RedisPlace):
+            self._killing = Killing(place, planned, options.seed)
         self._server = ConnectorServer(payloads, rate=self._rate, script=self._script, end="stop")
         self._stored = self._repeated = 0
         #: Why the account may be incomplete, "" when the server said that all was sent.
@@ -128,23 +144,29 @@ class _Run:
                 overflow="block",
                 initial_backoff=min(0.05, self._most_pause),
                 max_backoff=self._most_pause,
-            ).into(self._buffer)
+            ).into(self._place)
             self._tell_beginning()
             try:
                 self._follow(client)
             finally:
                 client.stop(drain=False, timeout=1.0)
-            stats = client.stats()
+            stats, reading = client.stats(), self._place.read()
+            ids = self._index.known(event.id for event in server.log)
             return Account(
                 played=self._played,
                 connections=stats.connections,
                 sent=server.sent,
                 distinct=len(server.log),
                 client=stats.ledger,
-                buffer=self._buffer.stats().ledger,
+                buffer=reading.ledger,
                 added=Added(events=self._stored, repeated=self._repeated),
                 index=self._index.counts(),
-                known=self._index.count_known(event.id for event in server.log),
+                known=len(ids),
+                place=self._place.name,
+                store=reading.store,
+                given_up=_given_up(self._place.given_up, ids),
+                outage=self._killing.outage if self._killing is not None else None,
+                findings=reading.findings,
             )
 
     def _tell_beginning(self) -> None:
@@ -155,6 +177,8 @@ class _Run:
             played=self._played,
             rate=self._rate,
             cuts=len(self._script),
+            place=self._place.name,
+            killing=None if self._killing is None else (self._killing.at, self._killing.length),
         )
         log = self._source.log
         if log is not None:
@@ -164,48 +188,103 @@ class _Run:
     def _follow(self, client: ConnectorClient) -> None:
         """Drain and draw until the server has said that it is over and the buffer is empty, or time is up."""
         thread = client.run_in_background()
-        begin = drained = time.monotonic()
+        begin = drained = shown = time.monotonic()
         with Progress(self._console) as progress:
-            pause = _DRAW_EVERY if progress.is_live else _DRAIN_EVERY
-            while time.monotonic() - begin < self._deadline:
-                thread.join(pause)
-                if not thread.is_alive():
-                    break
-                now = time.monotonic()
-                progress.show(self._moment(client, now - begin))
-                if now - drained >= _DRAIN_EVERY * 0.9:
+            draw_every = _DRAW_EVERY if progress.is_live else _DRAIN_EVERY
+            while (now := time.monotonic()) - begin < self._deadline and thread.is_alive():
+                self._play_killing(progress, now - begin)
+                if now - shown >= draw_every:
+                    shown = now
+                    progress.show(self._moment(client, now - begin))
+                if now - drained >= _DRAIN_EVERY:
                     drained = now
-                    self._drain()
+                    self._drain(progress, now - begin)
+                thread.join(_TICK)
             if thread.is_alive():
                 self.broken_off = f"broken off after {time.monotonic() - begin:.0f} s, before everything had come"
-            self._drain()
+            self._settle(progress, begin)
             progress.show(self._moment(client, time.monotonic() - begin))
         self._console.print()
 
-    def _drain(self) -> None:
-        """Move what waits into the index: an error gives it back to the buffer, so it is lost in no case."""
+    def _settle(self, progress: Progress, begin: float) -> None:
+        """Drain what is left, events included that are on a lease which has yet to run out."""
+        end = time.monotonic() + _SETTLE
         while True:
-            with self._buffer.lease(max_events=5000) as lease:
-                if not len(lease):
-                    return
-                added = self._index.add(lease.events)
-                self._stored += added.events
-                self._repeated += added.repeated
+            seconds = time.monotonic() - begin
+            self._play_killing(progress, seconds)
+            self._drain(progress, seconds)
+            is_done = self._killing is None or self._killing.is_over
+            if is_done and self._place.read().is_settled:
+                return
+            if time.monotonic() > end:
+                self.broken_off = (
+                    self.broken_off or f"events are still in the buffer {_SETTLE:g} s after the last one came"
+                )
+                return
+            time.sleep(_TICK)
+
+    def _drain(self, progress: Progress, seconds: float) -> None:
+        """
+        Move what waits into the index. An error gives it back to the buffer, so it is lost in no case.
+
+        When Redis is away nothing is to be had; when it goes away while a lease is open, the events come again.
+        """
+        with suppress(BufferUnavailableError, LeaseExpiredError):
+            found = True
+            while found:
+                with self._place.lease(_LEASE) as lease:
+                    added = self._index.add(lease.events)
+                    self._stored += added.events
+                    self._repeated += added.repeated
+                    found = len(lease) > 0
+                    if self._killing is not None and found and self._killing.is_due(seconds):
+                        self._killing.kill(seconds, len(lease))
+                        progress.say(
+                            f"{seconds:5.1f} s  Redis is killed; {len(lease):,} events are on lease, indexed already"
+                        )
+
+    def _play_killing(self, progress: Progress, seconds: float) -> None:
+        """See to it that Redis dies in time, though nothing may be on lease, and lives again."""
+        killing = self._killing
+        if killing is None:
+            return
+        if killing.is_due(seconds):
+            self._drain(progress, seconds)
+        if killing.is_due(seconds):
+            killing.kill(seconds, 0)
+            progress.say(f"{seconds:5.1f} s  Redis is killed")
+        if killing.restart(seconds):
+            progress.say(f"{seconds:5.1f} s  Redis runs again")
 
     def _moment(self, client: ConnectorClient, seconds: float) -> Moment:
-        stats = client.stats()
+        stats, reading = client.stats(), self._place.read()
         return Moment(
             seconds=seconds,
             total=self._played.events,
             sent=self._server.sent,
             received=stats.ledger.received,
             repeated=stats.ledger.dropped.get(DropReason.DUPLICATE, 0),
-            waiting=self._buffer.size,
+            waiting=reading.waiting,
             indexed=self._stored,
             cuts=max(0, stats.connections - 1),
             cuts_planned=len(self._script),
             state=str(stats.state),
+            dropped=None if reading.store is None else len(self._place.given_up),
+            redis_is_away=reading.is_away,
         )
+
+
+def _given_up(told: Sequence[Payload], indexed: Collection[str]) -> GivenUp:
+    """Count what the buffer gave up. It may be in Redis, and so in the index, if Redis went away before it answered."""
+    lost = [payload for payload in told if payload.event_id not in indexed]
+    batches = [payload for payload in lost if isinstance(payload, ActionsPayload)]
+    return GivenUp(
+        told=len(told),
+        events=len(lost),
+        actions=sum(batch.count for batch in batches),
+        summaries=len(lost) - len(batches),
+        stored=len(told) - len(lost),
+    )
 
 
 def _script(events: int, cuts: int, seed: int) -> list[Step]:

@@ -206,11 +206,11 @@ class SearchIndex:
             ).fetchall()
         return [PageCount(page=page, actions=actions) for page, actions in rows]
 
-    def count_known(self, event_ids: Iterable[str]) -> int:
-        """How many of *event_ids*, each counted once, are in the index."""
+    def known(self, event_ids: Iterable[str]) -> set[str]:
+        """Those of *event_ids* that are in the index."""
         with self._lock:
             known = {row[0] for row in self._db.execute("SELECT event_id FROM events")}
-        return len(known.intersection(event_ids))
+        return known.intersection(event_ids)
 
     def counts(self) -> IndexCounts:
         """Count what is in the index, by reading it: nothing here is remembered from `add`, except `repeated`."""

@@ -13,6 +13,7 @@ from rich.text import Text
 from connector_sdk.cli.account import Account, Played
 from connector_sdk.cli.console import printable, styled
 from connector_sdk.cli.index import Hit, PageCount
+from connector_sdk.ledger import DropReason
 
 __all__ = ["Moment", "Progress", "tell_account", "tell_beginning", "tell_findings", "tell_log", "tell_next"]
 
@@ -32,11 +33,30 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
     cuts: int
     cuts_planned: int
     state: str  #: of the client
+    dropped: int | None = None  #: given up because Redis was away or slow; None for a buffer in memory
+    redis_is_away: bool = False
 
 
-def tell_beginning(console: Console, *, label: str, url: str, played: Played, rate: float, cuts: int) -> None:
-    """Say what is going to happen and what each number means."""
-    _title(console, f"connector-sdk demo: a live stream that breaks {cuts} times and loses nothing")
+def tell_beginning(
+    console: Console,
+    *,
+    label: str,
+    url: str,
+    played: Played,
+    rate: float,
+    cuts: int,
+    place: str = "memory",
+    killing: tuple[float, float] | None = None,
+) -> None:
+    """
+    Say what is going to happen and what each number means.
+
+    *place* is where the buffer is; *killing* says when Redis is killed and for how long, in seconds.
+    """
+    if killing is None:
+        _title(console, f"connector-sdk demo: a live stream that breaks {cuts} times and loses nothing")
+    else:
+        _title(console, f"connector-sdk demo: a live stream that breaks {cuts} times, and a Redis that is killed")
     _plain(
         console, "A connector is a server that streams what the users of a web product do. This demo runs one on this"
     )
@@ -50,10 +70,30 @@ def tell_beginning(console: Console, *, label: str, url: str, played: Played, ra
         ("client", "reads the stream; after each cut it connects again, asks for what follows the last whole event,"),
         ("", "and leaves out what it has had already."),
         ("buffer", "holds what was received; once a second it is taken out on a lease."),
+        *_about_redis(place, killing),
         ("index", "makes it searchable (SQLite full text). Only then the lease is acknowledged: nothing is lost"),
         ("", "in between, whatever fails."),
     )
     _plain(console, "")
+
+
+def _about_redis(place: str, killing: tuple[float, float] | None) -> list[tuple[str, str]]:
+    if place == "memory":
+        return []
+    lines = [("", f"It is in {place}")]
+    if killing is not None:
+        at, length = killing
+        lines += [
+            (
+                "",
+                f"Redis is killed (SIGKILL) after {at:.1f} s and started again {length:.1f} s later. What comes meanwhile is",
+            ),
+            (
+                "",
+                "dropped at once and told, for this buffer is not to delay its writers; what Redis has confirmed is kept.",
+            ),
+        ]
+    return lines
 
 
 def tell_log(console: Console, played: Played, bad_lines: Sequence[str], *, in_part: bool) -> None:
@@ -96,6 +136,10 @@ class Progress:
         """Whether there is a terminal to draw on."""
         return self._live is not None
 
+    def say(self, line: str) -> None:
+        """Write a line of its own."""
+        self._console.print(styled((line, "bold")), soft_wrap=True)
+
     def show(self, moment: Moment) -> None:
         """Show where things are; called once a second, and on a terminal oftener."""
         if self._live is not None:
@@ -109,10 +153,16 @@ def _row(moment: Moment) -> Text:
         (
             f"{moment.seconds:5.1f} s  sent {moment.sent:>7,}  received {moment.received:>7,}  "
             f"repeated {moment.repeated:>4,}  waiting {moment.waiting:>5,}  indexed {moment.indexed:>7,}  "
-            f"cuts {moment.cuts:>2}/{moment.cuts_planned}",
+            f"cuts {moment.cuts:>2}/{moment.cuts_planned}" + _of_redis(moment),
             "",
         )
     )
+
+
+def _of_redis(moment: Moment) -> str:
+    if moment.dropped is None:
+        return ""
+    return f"  dropped {moment.dropped:>4,}" + ("  Redis is away" if moment.redis_is_away else "")
 
 
 def _picture(moment: Moment) -> Text:
@@ -128,7 +178,7 @@ def _picture(moment: Moment) -> Text:
         lines.append("━" * (_BAR - done), "bright_black")
         lines.append(f" {value:>9,}\n")
     lines.append(f"  cuts {moment.cuts} of {moment.cuts_planned}   repeated {moment.repeated:,}   ")
-    lines.append(f"waiting in the buffer {moment.waiting:,}   {moment.seconds:.0f} s   ")
+    lines.append(f"waiting in the buffer {moment.waiting:,}   {moment.seconds:.0f} s{_of_redis(moment)}   ")
     lines.append(f"{moment.state}", "bold red" if moment.state in ("backoff", "connecting", "stale") else "green")
     return lines
 
@@ -147,22 +197,40 @@ def tell_account(console: Console, account: Account) -> None:
         ("received by the client", account.client.received, f"{again:,} of the events came a second time"),
         ("- duplicates removed", account.duplicates, "known by their event id"),
     ]
-    rows += [(f"- dropped, {reason}", count, "lost") for reason, count in account.dropped.items()] or [
+    rows += [_dropped(reason, count, account) for reason, count in account.dropped.items()] or [
         ("- dropped", 0, "for whatever reason (full, too large, no JSON, a callback failed ...)")
     ]
-    rows += [
-        ("= taken out of the buffer", account.buffer.delivered, "on leases, acknowledged after indexing"),
+    if account.given_up.stored:
+        rows.append(
+            ("+ in Redis all the same", account.given_up.stored, "dropped, for Redis had not answered, but stored")
+        )
+    rows.append(("= taken out of the buffer", account.taken_out, "on leases, acknowledged after indexing"))
+    if account.added.repeated:
+        rows.append(("  came a second time", account.added.repeated, "their lease was never acknowledged; known by id"))
+    rows.append(
         (
             "= in the index",
             counts.events,
             f"{counts.actions:,} actions and {_count(counts.summaries, 'summary')}, counted in the database",
-        ),
-    ]
+        )
+    )
     for name, count, meaning in rows:
         console.print(styled((f"  {name:<28}", ""), (f"{count:>9,}", "bold"), (f"   {meaning}", "dim")), soft_wrap=True)
     requests = account.played.requests
     if requests is not None:
-        _plain(console, f"  {requests:,} requests of the log parse, and {counts.actions:,} actions are in the index.")
+        given_up = f", {account.given_up.actions:,} were dropped" if account.given_up.actions else ""
+        _plain(
+            console,
+            f"  {requests:,} requests of the log parse, and {counts.actions:,} actions are in the index{given_up}.",
+        )
+    if account.outage is not None:
+        killed, away, lease = account.outage.killed_at, account.outage.away, account.outage.open_lease
+        _plain(
+            console,
+            f"  Redis was killed after {killed:.1f} s, with {_count(lease, 'event')} on lease, and away for {away:.1f} s.",
+        )
+    for finding in account.findings:
+        console.print(styled((f"  Redis: {finding}", "yellow")), soft_wrap=True)
     _plain(console, "")
     failed = [check for check in account.checks() if not check.holds]
     for check in failed:
@@ -170,10 +238,27 @@ def tell_account(console: Console, account: Account) -> None:
     if failed:
         console.print(styled(("THE ACCOUNT DOES NOT BALANCE", "bold red"), (" (exit code 1)", "")), soft_wrap=True)
     else:
-        verdict = (
-            f": {account.distinct:,} events sent = received = indexed, each exactly once, through {account.cuts} cuts"
-        )
-        console.print(styled(("BALANCED", "bold green"), (verdict, "")), soft_wrap=True)
+        console.print(styled(("BALANCED", "bold green"), (f": {_verdict(account)}", "")), soft_wrap=True)
+
+
+def _dropped(reason: str, count: int, account: Account) -> tuple[str, int, str]:
+    if reason == f"buffer: {DropReason.UNAVAILABLE}" and account.store is not None:
+        return "- dropped, Redis was away", count, "(unavailable) each told to on_drop"
+    if reason == f"buffer: {DropReason.BACKPRESSURE}" and account.store is not None:
+        return "- dropped, Redis was slow", count, "(backpressure) each told to on_drop"
+    return f"- dropped, {reason}", count, "lost"
+
+
+def _verdict(account: Account) -> str:
+    lost, through = account.given_up.events, f"through {account.cuts} cuts"
+    if account.outage is not None:
+        through += " and a kill of Redis"
+    if not lost:
+        return f"{account.distinct:,} events sent = received = indexed, each exactly once, {through}"
+    return (
+        f"{account.distinct:,} events sent = received = {account.index.events:,} indexed, each exactly once, "
+        f"+ {lost:,} dropped and told, {through}"
+    )
 
 
 def tell_findings(console: Console, pages: Sequence[PageCount], query: str, hits: Sequence[Hit]) -> None:
@@ -189,13 +274,18 @@ def tell_findings(console: Console, pages: Sequence[PageCount], query: str, hits
     _plain(console, "")
 
 
-def tell_next(console: Console, *, has_log: bool, index_path: str | None) -> None:
+def tell_next(console: Console, *, has_log: bool, index_path: str | None, in_memory: bool) -> None:
     """Say what to try next."""
     _title(console, "What to try next")
     if index_path is not None:
         _plain(console, f"  the index is in {index_path}: open it with sqlite3, table `documents`")
     if not has_log:
         _plain(console, "  connector-sdk demo --from access.log   the same with the log of your own web server")
+    if in_memory:
+        _plain(
+            console,
+            "  connector-sdk demo --buffer redis --kill-redis   the same with a buffer in Redis, which is killed",
+        )
     _plain(console, "  connector-sdk serve                    a connector to develop against, and in another terminal:")
     _plain(console, "  connector-sdk tail http://127.0.0.1:8765/stream/demo")
 

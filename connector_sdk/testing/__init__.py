@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         WrongContentType,
     )
     from connector_sdk.testing.server import ConnectorServer
+    from connector_sdk.testing.store_contract import EventStoreContract as EventStoreContract
 
 __all__ = [
     "Comment",
@@ -58,7 +59,7 @@ __all__ = [
 ]
 
 #: Names that need the `testing` extra, and the module that has each.
-_WITH_PYTEST: Final = {"BufferBackendContract": "contracts"}
+_WITH_PYTEST: Final = {"BufferBackendContract": "contracts", "EventStoreContract": "store_contract"}
 _HOMES: Final = {
     **dict.fromkeys(__all__, "script"),
     "ConnectorServer": "server",

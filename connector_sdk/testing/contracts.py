@@ -119,9 +119,11 @@ class BufferBackendContract(abc.ABC):
     @pytest.mark.anyio
     async def test_equal_payloads_are_separate_events(self) -> None:
         async with _Opened(self) as backend:
+            # Without an id: a backend may keep the first of equal ids only.
+            payload = SummaryPayload("shop", "session-1", "the same", 0, _START)
             for _ in range(3):
-                await backend.add(_summary(1))
-            assert await backend.drain() == [_summary(1)] * 3
+                await backend.add(payload)
+            assert await backend.drain() == [payload] * 3
 
     @pytest.mark.anyio
     async def test_every_field_comes_out_as_it_went_in(self) -> None:

@@ -17,13 +17,15 @@ import typer.main
 
 from connector_sdk import ActionsPayload, SlimAction, SummaryPayload
 from connector_sdk.cli.app import app
-from connector_sdk.testing import ConnectorServer
+from connector_sdk.testing import ConnectorServer, RedisServer
 from connector_sdk.testing.http11 import Event
 from connector_sdk.testing.plugin import ConnectorServerFactory
 from tests.docs.pages import DOCS, ROOT, blocks, links, name_of, pages
 
 #: Where `connector-sdk serve` listens, and so where the programs on the pages connect to.
 SERVED = "http://127.0.0.1:8765/stream/demo"
+#: Where a Redis listens that is installed the usual way; a page that names it gets an empty server of its own.
+REDIS = "redis://localhost:6379/0"
 
 EVENTS: list[Event] = [
     ActionsPayload(
@@ -59,12 +61,15 @@ def test_the_programs_of_a_page_run(
     monkeypatch.setenv("CONNECTOR_INITIAL_BACKOFF", "0.01")
     module = ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)  # msgspec and pickle look classes up there
-    with ConnectorServer(EVENTS, end="stop") as server:
+    with contextlib.ExitStack() as servers:
+        server = servers.enter_context(ConnectorServer(EVENTS, end="stop"))
         monkeypatch.setenv("CONNECTOR_URL", server.url)
+        needs_redis = any(REDIS in block.text for block in blocks(page) if block.language == "python")
+        redis_url = servers.enter_context(RedisServer()).url if needs_redis else REDIS
         for block in blocks(page):
             if block.language != "python" or not block.runs:
                 continue
-            source = "\n" * (block.line - 1) + block.text.replace(SERVED, server.url)
+            source = "\n" * (block.line - 1) + block.text.replace(SERVED, server.url).replace(REDIS, redis_url)
             known = set(vars(module))
             exec(compile(source, str(page), "exec"), vars(module))
             for name in sorted(set(vars(module)) - known):

@@ -8,13 +8,22 @@ from collections.abc import Callable
 
 import pytest
 
-from connector_sdk import AsyncConnectorClient, ConfigurationError, ConnectorClient, EventBuffer, MemoryCheckpoint
+from connector_sdk import (
+    AsyncConnectorClient,
+    BlockingBuffer,
+    ConfigurationError,
+    ConnectorClient,
+    EventBuffer,
+    MemoryCheckpoint,
+    RedisEventBuffer,
+)
 from connector_sdk.client.options import ENVIRONMENT
 from connector_sdk.client.session import TRANSITIONS
 from tests.docs.pages import DOCS, blocks, tables
 
 PAGE = DOCS / "configuration.md"
 URL = "http://127.0.0.1:1/stream/p"
+REDIS_URL = "redis://127.0.0.1:1/0"
 
 
 def rows(number: int) -> list[dict[str, str]]:
@@ -28,6 +37,14 @@ def code(cell: str) -> str:
 
 CLIENT = {code(row["option"]): row for row in rows(0)}
 BUFFER = {code(row["option"]): row for row in rows(1)}
+REDIS_BUFFER = {code(row["option"]): row for row in rows(2)}
+BLOCKING_BUFFER = {code(row["option"]): row for row in rows(3)}
+TABLES: dict[Callable[..., object], dict[str, dict[str, str]]] = {
+    ConnectorClient: CLIENT,
+    EventBuffer: BUFFER,
+    RedisEventBuffer: REDIS_BUFFER,
+    BlockingBuffer: BLOCKING_BUFFER,
+}
 
 
 def public_parameters(face: Callable[..., object]) -> dict[str, inspect.Parameter]:
@@ -40,20 +57,21 @@ def test_every_option_of_a_client_is_there_in_order(face: type) -> None:
     assert list(CLIENT) == list(public_parameters(face))
 
 
-def test_every_option_of_the_buffer_is_there_in_order() -> None:
-    assert list(BUFFER) == list(public_parameters(EventBuffer))
+@pytest.mark.parametrize("face", [EventBuffer, RedisEventBuffer, BlockingBuffer])
+def test_every_option_of_a_buffer_is_there_in_order(face: type) -> None:
+    assert list(TABLES[face]) == list(public_parameters(face))
 
 
 def test_the_variables_are_those_of_the_code() -> None:
     assert {name: code(row["variable"]) for name, row in CLIENT.items() if row["variable"]} == dict(ENVIRONMENT)
 
 
-@pytest.mark.parametrize("face", [ConnectorClient, EventBuffer])
-def test_the_defaults_are_those_of_the_code(face: type) -> None:
-    for name, row in (BUFFER if face is EventBuffer else CLIENT).items():
+@pytest.mark.parametrize("face", TABLES)
+def test_the_defaults_are_those_of_the_code(face: Callable[..., object]) -> None:
+    for name, row in TABLES[face].items():
         default = public_parameters(face)[name].default
         if row["default"] == "none":
-            assert default == ""
+            assert default in ("", inspect.Parameter.empty)
         elif isinstance(default, int | float):
             assert float(code(row["default"])) == default, name
         else:
@@ -62,7 +80,7 @@ def test_the_defaults_are_those_of_the_code(face: type) -> None:
 
 NUMBERS = [
     (table, option)
-    for table, known in (("client", CLIENT), ("buffer", BUFFER))
+    for table, known in (("client", CLIENT), ("buffer", BUFFER), ("redis", REDIS_BUFFER))
     for option, row in known.items()
     if re.fullmatch(r"above \d+|\d+ or more", row["allowed"])
 ]
@@ -70,7 +88,7 @@ NUMBERS = [
 
 @pytest.mark.parametrize(("table", "option"), NUMBERS)
 def test_the_ranges_are_those_of_the_code(table: str, option: str) -> None:
-    row = (CLIENT if table == "client" else BUFFER)[option]
+    row = {"client": CLIENT, "buffer": BUFFER, "redis": REDIS_BUFFER}[table][option]
     allowed = row["allowed"]
     bound = int(re.findall(r"\d+", allowed)[0])
     wrong = bound if allowed.startswith("above") else bound - 1
@@ -79,20 +97,31 @@ def test_the_ranges_are_those_of_the_code(table: str, option: str) -> None:
         if table == "buffer":
             more = {"overflow": "block"} if option == "block_timeout" else {}
             return EventBuffer(**{option: value}, **more)  # type: ignore[arg-type]  # the options are known by name here
+        if table == "redis":
+            return RedisEventBuffer(REDIS_URL, **{option: value})  # type: ignore[arg-type]  # as above
         return ConnectorClient(URL, **{option: value})  # type: ignore[arg-type]  # as above
 
-    with pytest.raises(ConfigurationError, match=re.escape(allowed)) as caught:
+    # Where there is an upper bound too, the error says both.
+    says = re.escape(allowed).replace("\\ or\\ more", "( or more| to)")
+    with pytest.raises(ConfigurationError, match=says) as caught:
         make(wrong)
     assert caught.value.option == option
     if not allowed.startswith("above"):
         make(bound)
 
 
-@pytest.mark.parametrize("table", ["client", "buffer"])
-def test_the_overflow_policies_are_those_of_the_code(table: str) -> None:
-    row = (CLIENT if table == "client" else BUFFER)["overflow"]
+CHOICES: list[tuple[Callable[..., object], str, str]] = [
+    (ConnectorClient, URL, "overflow"),
+    (EventBuffer, "", "overflow"),
+    *[(RedisEventBuffer, REDIS_URL, option) for option in ("overflow", "window_on", "codec")],
+]
+
+
+@pytest.mark.parametrize(("face", "url", "option"), CHOICES)
+def test_the_choices_are_those_of_the_code(face: Callable[..., object], url: str, option: str) -> None:
+    row = TABLES[face][option]
     with pytest.raises(ConfigurationError) as caught:
-        _ = EventBuffer(overflow="?") if table == "buffer" else ConnectorClient(URL, overflow="?")  # type: ignore[arg-type]
+        face(*([url] if url else []), **{option: "?"})
     assert sorted(re.findall(r"'(\w+)'", caught.value.allowed)) == sorted(re.findall(r"'(\w+)'", row["allowed"]))
 
 

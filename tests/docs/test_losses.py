@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from connector_sdk import ConnectorClient, EventBuffer, MemoryCheckpoint, Payload
+from connector_sdk import BlockingBuffer, ConnectorClient, EventBuffer, MemoryCheckpoint, Payload, RedisEventBuffer
 from connector_sdk.testing import ConnectorServer, Cut
 from tests.client.harness import Collector, Faces, summary
+from tests.servers.fixtures import Server, one_kind
 
 TEN = [summary(number) for number in range(10)]
 
@@ -104,6 +106,42 @@ def test_what_is_drained_counts_as_delivered_and_does_not_come_back() -> None:
         _fail_with(buffer.drain())
     assert buffer.drain() == []
     assert (buffer.stats().ledger.delivered, buffer.stats().ledger.buffered) == (1, 0)
+
+
+#: Puts events into Redis until the server says that there are no more.
+INTO_REDIS = """
+import asyncio, sys
+from connector_sdk import AsyncConnectorClient, FileCheckpoint, RedisEventBuffer
+
+async def main(url, place, redis_url):
+    async with RedisEventBuffer(redis_url, "losses", 3600.0, overflow="block") as buffer:
+        client = AsyncConnectorClient(url, checkpoint=FileCheckpoint(place))
+        async with client.into(buffer, on_failure="stop"):
+            await client.run()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@one_kind
+def test_a_process_that_fills_redis_and_waits_for_it_can_be_killed(redis_server: Server, tmp_path: Path) -> None:
+    """What was not in Redis yet is not finished: after a restart the server is asked for it again."""
+    events = [summary(number) for number in range(300)]
+    with (
+        ConnectorServer(events, rate=150, end="stop") as server,
+        BlockingBuffer(RedisEventBuffer(redis_server.url, "losses", 3600.0)) as buffer,
+    ):
+        command = [sys.executable, "-c", INTO_REDIS, server.url, str(tmp_path / "place"), redis_server.url]
+        for kill_at in (20, 90, 160, 230):
+            with subprocess.Popen(command) as process:
+                deadline = time.monotonic() + 20.0
+                while buffer.size() < kill_at:
+                    assert time.monotonic() < deadline
+                    assert process.poll() is None
+                    time.sleep(0.005)
+                process.kill()
+        subprocess.run(command, check=True, timeout=60)
+        assert sorted(int(payload.event_id or 0) for payload in buffer.drain()) == list(range(1, 301))
 
 
 def _fail_with(payloads: list[Payload]) -> None:

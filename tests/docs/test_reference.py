@@ -11,16 +11,19 @@ import pytest
 import connector_sdk
 import connector_sdk.testing
 from connector_sdk import errors, ledger, observe, payloads
-from connector_sdk.buffers import protocol
+from connector_sdk.buffers import protocol, store
 from tests.docs.pages import DOCS
 
 SCRIPT = DOCS / "build_reference.py"
 PUBLIC = {
     name
-    for module in (connector_sdk, connector_sdk.testing, errors, payloads, ledger, observe, protocol)
+    for module in (connector_sdk, connector_sdk.testing, errors, payloads, ledger, observe, protocol, store)
     for name in module.__all__
     if not name.startswith("__")
-} | {"EventBuffer", "EventBufferView", "Lease", "AsyncLease", "BufferStats", "BufferBackendContract"}
+} | {
+    *("EventBuffer", "EventBufferView", "Lease", "AsyncLease", "BufferStats", "BufferBackendContract"),
+    *("DurableLease", "BlockingLease"),
+}
 
 
 @pytest.fixture(scope="module")

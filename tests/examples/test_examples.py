@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -16,9 +17,17 @@ from types import ModuleType
 
 import pytest
 
-from connector_sdk import ActionsPayload, BufferBackend, SlimAction, SummaryPayload
+from connector_sdk import (
+    ActionsPayload,
+    BlockingBuffer,
+    BufferBackend,
+    DurableStats,
+    RedisEventBuffer,
+    SlimAction,
+    SummaryPayload,
+)
 from connector_sdk.payloads import Payload
-from connector_sdk.testing import ConnectorServer, Cut, Status
+from connector_sdk.testing import ConnectorServer, Cut, RedisServer, Status
 from connector_sdk.testing.contracts import BufferBackendContract
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -194,6 +203,84 @@ class TestCustomBackendKeepsTheContract(BufferBackendContract):
     def make_backend(self) -> BufferBackend:
         backend: BufferBackend = load("custom_backend").JsonLinesBackend(self._path)
         return backend
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with RedisServer(appendonly=True) as server:
+        yield server
+
+
+def test_redis_buffer(redis: RedisServer) -> None:
+    with ConnectorServer(EVENTS, script=[Cut(after_events=5, into_next=20)], end="stop") as server:
+        out, err = run("redis_buffer.py", server.url, "prefix", env={"REDIS_URL": redis.url})
+    assert out.endswith("21 received, 21 worked on\n"), err
+    assert sorted(int(line.split()[0]) for line in out.splitlines()[:-1]) == list(range(1, 22))
+
+
+def test_redis_buffer_loses_nothing_when_redis_is_killed(redis: RedisServer) -> None:
+    with (
+        ConnectorServer(EVENTS, end="stop", rate=20) as server,
+        start("redis_buffer.py", server.url, env={"REDIS_URL": redis.url}) as process,
+    ):
+        seen = [next_line(process)]
+        redis.kill()
+        redis.restart()
+        out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    *lines, end = [*seen, *out.splitlines()]
+    assert "21 received, " in end
+    done = {int(line.split()[0]) for line in lines}
+    with BlockingBuffer(RedisEventBuffer(redis.url, "example")) as buffer:
+        stats = buffer.stats()
+    assert isinstance(stats, DurableStats)
+    assert stats.shared is not None
+    # A lease whose answer the kill cut off runs out after a minute, and then its events come to whoever asks.
+    assert stats.shared.received == stats.shared.delivered + stats.shared.in_flight == 21
+    assert 21 - len(done) <= stats.shared.in_flight
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_redis_buffer_finish(redis: RedisServer, number: signal.Signals) -> None:
+    with (
+        ConnectorServer(EVENTS) as server,
+        start("redis_buffer.py", server.url, env={"REDIS_URL": redis.url}) as process,
+    ):
+        assert next_line(process)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    received, worked_on = re.findall(r"(\d+) (?:received|worked on)", out.splitlines()[-1])
+    assert received == worked_on
+
+
+def test_sync_redis(redis: RedisServer) -> None:
+    with ConnectorServer(EVENTS, script=[Cut(after_events=5, into_next=20)], end="stop") as server:
+        out, err = run("sync_redis.py", server.url, "prefix", "0.05", env={"REDIS_URL": redis.url})
+    assert out.endswith("21 stored, 0 dropped\n"), err
+    assert out.count("Session s") == 20
+    assert "Looked at the cart and left." in out
+
+
+def test_sync_redis_shows_what_it_drops(redis: RedisServer) -> None:
+    redis.kill()
+    with ConnectorServer(EVENTS, end="stop") as server:
+        out, err = run("sync_redis.py", server.url, "prefix", "0.05", env={"REDIS_URL": redis.url})
+    assert out.endswith("0 stored, 21 dropped\n"), err
+    assert err.count("dropped event ") == 21
+    assert "another time (" in err
+
+
+def test_ctrl_c_stores_and_prints_what_has_arrived(redis: RedisServer) -> None:
+    with (
+        ConnectorServer(EVENTS) as server,
+        start("sync_redis.py", server.url, "prefix", "0.05", env={"REDIS_URL": redis.url}) as process,
+    ):
+        assert next_line(process)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    assert re.search(r"ended \(.*\): \d+ stored, 0 dropped", out)
 
 
 def test_the_custom_backend_has_forty_lines() -> None:
