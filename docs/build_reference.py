@@ -54,7 +54,10 @@ SUBJECTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "errors": ("Errors", ("connector_sdk.errors",)),
     "ledger": ("The account", ("connector_sdk.ledger",)),
     "observe": ("Observability", ("connector_sdk.observe",)),
-    "testing": ("Testing", ("connector_sdk.testing", "connector_sdk.testing.contracts")),
+    "testing": (
+        "Testing",
+        ("connector_sdk.testing", "connector_sdk.testing.contracts", "connector_sdk.testing.store_contract"),
+    ),
 }
 #: Modules of which every public name is documented; of the others only what `connector_sdk` itself exports, and KEPT.
 WHOLE = {
@@ -64,6 +67,7 @@ WHOLE = {
     "connector_sdk.observe",
     "connector_sdk.testing",
     "connector_sdk.testing.contracts",
+    "connector_sdk.testing.store_contract",
     "connector_sdk.buffers.protocol",
     "connector_sdk.buffers.store",
 }

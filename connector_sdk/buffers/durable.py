@@ -267,7 +267,7 @@ class DurableBuffer:
         """Return how many events wait in the store; 0 when it is away: then `stats().failed_reads` has grown."""
         engine = self._current_engine()
         try:
-            shards = await engine.ask_each("census", lambda shard: self._store.census(shard, timeout=engine.timeout))
+            shards = await engine.census()
         except BufferUnavailableError as error:
             self._account.read_failed("size", str(error))
             return 0
@@ -303,9 +303,7 @@ class DurableBuffer:
         if not self._closing:
             engine = self._current_engine()
             try:
-                census = add_up(
-                    await engine.ask_each("census", lambda shard: self._store.census(shard, timeout=engine.timeout))
-                )
+                census = add_up(await engine.census())
             except BufferUnavailableError as error:
                 self._account.read_failed("stats", str(error))
         account = self._account

@@ -11,7 +11,7 @@ from connector_sdk.buffers.account import Account
 from connector_sdk.buffers.background import EventLoop, OwnedTask, OwnedTasks
 from connector_sdk.buffers.committer import CommitOptions, Committer
 from connector_sdk.buffers.gate import Gate
-from connector_sdk.buffers.store import EventStore
+from connector_sdk.buffers.store import Census, EventStore
 from connector_sdk.errors import BufferUnavailableError
 
 __all__ = ["Engine"]
@@ -39,8 +39,9 @@ class Engine:
         self.gates = [Gate(store, shard, account, self.tasks) for shard in range(store.shards)]
         self.committers = [Committer(gate, account, self.tasks, options, numbers) for gate in self.gates]
         for gate in self.gates:
-            gate.on_service = self._inspect_soon
+            gate.on_service = self._in_service
         self._inspection: OwnedTask | None = None
+        self._onlooker: OwnedTask | None = None
         self._returning: list[OwnedTask] = []
         self._turn = 0
 
@@ -84,6 +85,10 @@ class Engine:
                 raise answer
             answers.append(answer)
         return answers
+
+    async def census(self) -> list[Census]:
+        """Count every shard; raises BufferUnavailableError when one of them does not answer."""
+        return await self.ask_each("census", lambda shard: self.gates[shard].count(self.timeout))
 
     async def give_back(self, lease: str, gate: Gate) -> None:
         """
@@ -133,9 +138,24 @@ class Engine:
         if self._inspection is not None:
             await self._inspection.wait()
 
-    def _inspect_soon(self) -> None:
+    def _in_service(self) -> None:
+        if self._onlooker is None and self.store.look_every is not None:
+            self._onlooker = self.tasks.start(self._look_on, "onlooker of a store")
         if self._inspection is None:
             self._inspection = self.tasks.start(self._inspect, "inspection of a store", self._inspection_ended)
+
+    async def _look_on(self) -> None:
+        while (pause := self.store.look_every) is not None:
+            await anyio.sleep(pause)
+            for gate in self.gates:
+                if not gate.is_open:
+                    await self._look_at(gate)
+
+    async def _look_at(self, gate: Gate) -> None:
+        try:
+            await gate.call("census", lambda: gate.count(self.timeout))
+        except BufferUnavailableError as error:
+            self.account.warnings.warning("look", "%s could not be looked at: %s", gate.name, error)
 
     def _inspection_ended(self) -> None:
         self._inspection = None

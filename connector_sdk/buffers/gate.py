@@ -12,7 +12,7 @@ import anyio
 from connector_sdk.buffers.account import Account
 from connector_sdk.buffers.background import OwnedTask, OwnedTasks
 from connector_sdk.buffers.breaker import Breaker
-from connector_sdk.buffers.store import EventStore
+from connector_sdk.buffers.store import Census, EventStore
 from connector_sdk.errors import BufferUnavailableError
 
 __all__ = ["Gate"]
@@ -80,6 +80,13 @@ class Gate:
         self.answered(operation, time.monotonic() - started, count if isinstance(count, int) else count(answer))
         return answer
 
+    async def count(self, timeout: float) -> Census:
+        """Take a census, without regard to the breaker, and note what was given up for it."""
+        census = await self.store.census(self.shard, timeout=timeout)
+        if census.dropped:
+            self._account.evicted_by_store(census.dropped)
+        return census
+
     def answered(self, operation: str, seconds: float, events: int) -> None:
         """Note a success."""
         notifier = self._account.notifier
@@ -124,7 +131,7 @@ class Gate:
             await anyio.sleep(self.breaker.next_pause())
             self.on_probe()
             try:
-                await self.store.census(self.shard, timeout=_PROBE_TIMEOUT)
+                await self.count(_PROBE_TIMEOUT)
             except BufferUnavailableError as error:
                 if error.full:
                     self._closed()

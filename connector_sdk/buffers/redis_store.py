@@ -7,6 +7,7 @@ Each step is one Lua script of `connector_sdk/buffers/lua`, so it is atomic; wha
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ from connector_sdk.ledger import DropReason, Ledger
 from connector_sdk.redis_client import RedisClient, RedisRefusedError, RedisUnavailableError, Reply, Script
 
 __all__ = ["RedisStore", "RedisStoreOptions", "WindowOn"]
+
+_log = logging.getLogger(__name__)
 
 WindowOn: TypeAlias = Literal["event", "arrival"]
 
@@ -116,6 +119,11 @@ class RedisStore:
     def shards(self) -> int:
         """How many hash tags the keys are spread over."""
         return len(self._tags)
+
+    @property
+    def look_every(self) -> float:
+        """More than twice in the life of an idle key, so that what expires is counted."""
+        return max(0.01, 0.45 * self._lifetime)
 
     def shard_of(self, session: str | None) -> int:
         """Return the shard of a session: CRC-32 of its name."""
@@ -323,6 +331,7 @@ class RedisStore:
             skewed=skewed,
             quarantined=quarantined,
             oldest_age=None if oldest < 0 else oldest / 1000,
+            dropped=answer.dropped,
         )
 
     async def inspect(self, *, timeout: float) -> list[str]:
@@ -388,14 +397,22 @@ class RedisStore:
         repeatable: bool = False,
     ) -> Answer:
         seen, now = self._seen[shard], time.monotonic()
-        reason = DropReason.LOST if now - seen.at < self._lifetime else DropReason.EXPIRED
-        head = (self._configuration, seen.epoch, seen.events, reason.value)
+        # Of what waited a lifetime ago nobody can say whether it was drained since, or expired.
+        is_recent = now - seen.at < self._lifetime
+        head = (self._configuration, seen.epoch, seen.events if is_recent else 0, DropReason.LOST.value)
         key = self._tags[shard] + b":state"
         try:
             reply = await self._client.run(script, [key], [*head, *arguments], timeout=timeout, repeatable=repeatable)
         except (RedisUnavailableError, RedisRefusedError) as error:
             raise _unavailable(error) from error
         answer = Answer.read(reply)
+        if seen.events and not is_recent and answer.epoch != seen.epoch:
+            _log.warning(
+                "%s: nobody used the buffer for longer than window and grace, so what waited has expired uncounted; "
+                "%d events waited when this process looked last",
+                self.name,
+                seen.events,
+            )
         seen.epoch, seen.events, seen.at = answer.epoch, answer.waiting + answer.leased, now
         return answer
 

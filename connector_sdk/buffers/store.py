@@ -89,6 +89,7 @@ class Census(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     skewed: int = 0
     quarantined: int = 0
     oldest_age: float | None = None  #: seconds since the oldest waiting event arrived at the earliest; None without one
+    dropped: Mapping[DropReason, int] = {}  #: events given up just now, because of this look, by reason
 
 
 class EventStore(Protocol):
@@ -107,12 +108,20 @@ class EventStore(Protocol):
     def shards(self) -> int:
         """How many shards it has, 1 or more; they are numbered from 0."""
 
+    @property
+    def look_every(self) -> float | None:
+        """
+        Seconds between two looks (`census`) that a process with nothing else to do should take, None for no need.
+
+        For stores in which something runs out with time: so that it is noticed and counted though nobody comes.
+        """
+
     def shard_of(self, session: str | None) -> int:
         """Return the shard that has the events of *session*; the same in every process."""
 
     async def append(self, shard: int, records: Sequence[Record], *, batch: int, timeout: float) -> Appended:
         """
-        Store *records*, all of this shard, in one atomic step, in their order, and trim what left its window.
+        Store *records*, all of this shard, in one atomic step, in order within each session, and trim what left the window.
 
         *batch* numbers the batches of this store object. The same number again is the same batch again, after an error in
         doubt: it is stored if it was not, and never twice (within a minute at least). Such a call may return zeros

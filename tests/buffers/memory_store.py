@@ -160,6 +160,10 @@ class MemoryStore:
     def shards(self) -> int:
         return len(self.shard_list)
 
+    @property
+    def look_every(self) -> float | None:
+        return None
+
     def shard_of(self, session: str | None) -> int:
         return sum((session or "").encode()) % len(self.shard_list)
 

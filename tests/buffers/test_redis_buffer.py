@@ -271,7 +271,7 @@ async def test_the_work_for_an_event_does_not_grow_with_the_sessions(start_redis
                 cost[many] = [added, calls_of(admin)]
     for many in (1000, 10_000):
         for few, more in zip(cost[10], cost[many], strict=True):
-            assert more <= 1.3 * few + 30, cost
+            assert more <= 1.3 * few + 200, cost
     assert cost[10][0] <= 1000, "one call of Redis for each event"
 
 

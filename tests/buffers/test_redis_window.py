@@ -10,6 +10,7 @@ import pytest
 from connector_sdk.ledger import DropReason
 from connector_sdk.testing.store_case import Shard, new_lease, numbers, record
 from tests.buffers.redis_place import RedisPlace, eventually
+from tests.servers.fixtures import one_kind
 
 pytestmark = pytest.mark.anyio
 
@@ -108,16 +109,19 @@ async def test_by_arrival_events_leave_the_window_when_their_time_is_up(redis_pl
 async def test_the_events_of_a_session_idle_for_too_long_are_never_drained(redis_place: RedisPlace) -> None:
     shard = redis_place.store(window=0.2, grace=0.2)
     await shard.append([record(0), record(1)])
-    await anyio.sleep(0.45)
+    for _ in range(3):
+        await anyio.sleep(0.15)
+        await shard.census()
     page = await shard.take(new_lease())
-    assert (list(page.events), page.left, dict(page.dropped)) == ([], 0, {DropReason.EXPIRED: 2})
+    assert (list(page.events), page.left) == ([], 0)
     assert await shard.peek() == []
     assert await shard.sessions() == {}
     assert (await dropped(shard)).get(DropReason.EXPIRED) == 2
 
 
+@one_kind
 async def test_of_several_sessions_only_the_idle_ones_expire(redis_place: RedisPlace) -> None:
-    shard = redis_place.store(window=0.5, grace=0.5)
+    shard = redis_place.store(window=1.0, grace=1.0)
     await shard.append([record(0, "quiet"), record(1, "quiet"), record(2, None)])
     lively = 0
     while DropReason.EXPIRED not in await dropped(shard):
@@ -134,6 +138,7 @@ async def _has_dropped(shard: Shard, count: int) -> bool:
     return (await shard.census()).ledger.dropped_total >= count
 
 
+@one_kind
 async def test_a_session_that_is_written_to_outlives_its_idle_time(redis_place: RedisPlace) -> None:
     shard = redis_place.store(window=60.0, grace=0.0)
     await shard.append([record(0)])
@@ -162,6 +167,7 @@ async def test_a_session_holds_its_newest_events_up_to_the_bound(redis_place: Re
     assert numbers(await shard.drain()) == [3, 4, 5, 9]
 
 
+@one_kind
 async def test_the_session_idle_for_longest_makes_room_for_another(redis_place: RedisPlace) -> None:
     shard = redis_place.store(window=0.2, grace=60.0, max_sessions=2)  # a short window: idleness is told to 1 s
     await shard.append([record(0, "a"), record(1, "a")])
@@ -193,6 +199,7 @@ async def test_ids_of_events_pushed_out_are_known_no_longer_than_said(redis_plac
 # -- how long an id is known
 
 
+@one_kind
 async def test_an_id_is_forgotten_when_its_time_is_up(redis_place: RedisPlace) -> None:
     shard = redis_place.store(dedupe=0.2)
     await shard.append([record(0, event_id="a")])

@@ -14,6 +14,7 @@ from tests.servers.fixtures import Server
 
 class TestMemoryStore(EventStoreContract):
     shards = 1
+    lease_timeout = 0.03
 
     def make_store(self) -> MemoryStore:
         return MemoryStore(self.shards)

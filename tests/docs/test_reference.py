@@ -21,7 +21,15 @@ PUBLIC = {
     for name in module.__all__
     if not name.startswith("__")
 } | {
-    *("EventBuffer", "EventBufferView", "Lease", "AsyncLease", "BufferStats", "BufferBackendContract"),
+    *(
+        "EventBuffer",
+        "EventBufferView",
+        "Lease",
+        "AsyncLease",
+        "BufferStats",
+        "BufferBackendContract",
+        "EventStoreContract",
+    ),
     *("DurableLease", "BlockingLease"),
 }
 
