@@ -72,7 +72,8 @@ class BatchQueue:
     """
 
     def __init__(self, *, max_records: int, max_bytes: int, span: float, new_signal: Callable[[], Signal]) -> None:
-        self._max_records = max_records
+        #: Records that a group may have, and a batch, from now on.
+        self.limit = max_records
         self._max_bytes = max_bytes
         self._span = span
         self._new_signal = new_signal
@@ -87,7 +88,7 @@ class BatchQueue:
         group = groups[-1] if groups else None
         opened = (
             group is None
-            or len(group.records) >= self._max_records
+            or len(group.records) >= self.limit
             or group.size + length > self._max_bytes
             or now - group.opened > self._span
         )
@@ -121,7 +122,7 @@ class BatchQueue:
             group = self._groups[0]
             records += len(group.records)
             size += group.size
-            if taken and (records > self._max_records or size > self._max_bytes):
+            if taken and (records > self.limit or size > self._max_bytes):
                 break
             taken.append(self._remove_first())
         return taken

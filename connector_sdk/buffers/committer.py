@@ -26,6 +26,8 @@ __all__ = ["CommitOptions", "Committer"]
 _DOUBT_LIMIT = 55.0
 #: Seconds between attempts at a store that is full, when callers wait for it.
 _FULL_PAUSE = 0.25
+#: Records that a batch may have, however few are under way.
+_FEWEST = 4
 #: Seconds for which callers that are refused at once may keep the event loop to themselves.
 _BUSY = 0.005
 
@@ -93,6 +95,9 @@ class Committer:
             if reason is not None:
                 self._account.drop_new(reason, [payload])
                 return
+        # A third of what is under way, so that this process, the network and the store all have something to do.
+        under_way = self._account.buffered + self._account.in_flight
+        self._queue.limit = min(max(under_way // 3, _FEWEST), self._options.max_batch)
         group, opened = self._queue.put(payload, record, time.monotonic())
         self._account.received += 1
         self._account.buffered += 1

@@ -125,11 +125,17 @@ def _reaches(source: Source, last: Taken) -> bool:
 
 
 async def _acknowledge(engine: Engine, haul: Haul, kept: Sequence[Taken]) -> list[Payload]:
-    parts: dict[HeldPage | None, list[Taken]] = {page: [] for page in haul.pages}
-    for taken in kept:
-        parts[taken.page].append(taken)
+    parts: dict[HeldPage | None, list[Taken]]
+    if len(kept) == sum(len(page.taken) for page in haul.pages):
+        parts = {page: page.taken for page in haul.pages}
+    else:
+        parts = {page: [] for page in haul.pages}
+        for taken in kept:
+            parts[taken.page].append(taken)
     answers = await engine.on_each(lambda page: page.acknowledge(parts[page]), haul.pages)
     lost = {page for page, ours in zip(haul.pages, answers, strict=True) if not ours}
-    payloads = [taken.payload for taken in kept if taken.page not in lost] if lost else [taken[3] for taken in kept]
+    payloads = [taken.payload for taken in kept if taken.page not in lost] if lost else [taken.payload for taken in kept]
     engine.account.drained += len(payloads)
+    for page in haul.pages:
+        page.let_go()
     return payloads

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple
 
 import anyio
 import anyio.lowlevel
@@ -52,7 +51,7 @@ class Terms(msgspec.Struct, frozen=True):
     page: int  #: events in one step at most
 
 
-class Taken(NamedTuple):
+class Taken(msgspec.Struct, frozen=True, gc=False):
     """One decoded event. The first three fields are the order of the buffer; no two events have them in common."""
 
     time: float
@@ -80,6 +79,7 @@ class HeldPage:
         self.taken: list[Taken] = []
         self.bad: list[StoredEvent] = []
         self.events: Sequence[StoredEvent] | None = None  #: None without an answer: then anything may be on the lease
+        self.count = 0
         self._decoded = False
 
     @property
@@ -91,7 +91,13 @@ class HeldPage:
         """Decode what was taken."""
         if self.events is not None:
             self.taken, self.bad = decode_events(self.events, self.shard, self)
+            self.count = len(self.events)
+            self.events = None
             self._decoded = True
+
+    def let_go(self) -> None:
+        """Forget the events: they refer to this page, and only the garbage collector would find that out, much later."""
+        self.taken = []
 
     async def put_bad_aside(self) -> bool:
         """Quarantine what is no payload; return whether that was done, or there was none."""
@@ -208,7 +214,7 @@ class Source:
         while count > 0 and self.may_have_more:
             held = await self._next_page(count)
             held.decode()
-            count -= len(held.events or ())
+            count -= held.count
 
     async def take_all(self) -> None:
         """
@@ -284,17 +290,26 @@ def decode_events(
         except PayloadError:
             bad.append(event)
         else:
-            taken.append(Taken(event.time, event.arrival, shard, payload, event, page))
+            taken.append(Taken(event.time, event.arrival, shard, payload, _without_body(event), page))
     return taken, bad
+
+
+def _without_body(event: StoredEvent) -> StoredEvent:
+    """Return what the store needs to know it by: the payload is decoded, and two of each would be in memory."""
+    return StoredEvent(event.time, event.arrival, b"", "", event.event_id, event.origin, event.ticket)
 
 
 def merge(parts: Sequence[Sequence[Taken]], *, in_order: bool = False) -> list[Taken]:
     """Return the events of all *parts* in the order of the buffer; *in_order*: each part is sorted already."""
     if in_order and len(parts) == 1:
         return list(parts[0])
-    return sorted((taken for part in parts for taken in part), key=order_of)
+    whole: list[Taken] = []
+    for part in parts:
+        whole += part
+    whole.sort(key=order_of)
+    return whole
 
 
 def order_of(taken: Taken) -> tuple[float, int, int]:
     """Return what the order of the buffer is by."""
-    return taken[:3]
+    return taken.time, taken.arrival, taken.shard
