@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Mapping, Sequence
 
@@ -122,11 +123,21 @@ class Account:
         else:
             for payload in payloads:
                 try:
-                    self._hook(payload)
+                    self._returned_by_hook(self._hook(payload))
                 except Exception as error:  # noqa: BLE001 - the hook is not ours, and must harm nothing
                     self.hook_errors += 1
                     self.warnings.warning("hook", "on_drop raised %s", type(error).__name__)
         self._tell_observer(reason, len(payloads))
+
+    def _returned_by_hook(self, result: object) -> None:
+        if result is None or not inspect.isawaitable(result):
+            return
+        if inspect.iscoroutine(result):
+            result.close()  # or Python warns about it, each time
+        self.hook_errors += 1
+        self.warnings.warning(
+            "hook result", "on_drop returned an awaitable, which nobody awaits: it must be a plain function"
+        )
 
     def _warn(self, reason: DropReason, count: int) -> None:
         self._unlogged[reason] = self._unlogged.get(reason, 0) + count

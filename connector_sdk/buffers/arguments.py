@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Final
 
 from connector_sdk.errors import ConfigurationError
-from connector_sdk.options import check_integer
+from connector_sdk.options import check_integer, check_seconds
 from connector_sdk.payloads import ActionsPayload, SummaryPayload
 
-__all__ = ["check_limit", "check_types", "names_of"]
+__all__ = ["LARGEST_REQUEST", "check_limit", "check_span", "check_types", "names_of"]
+
+#: Events that a store is asked for in one step, at most.
+LARGEST_REQUEST: Final = 1_000_000
+_TEN_YEARS: Final = 10 * 366 * 86_400.0
 
 
 def names_of(*, actions: bool, summaries: bool) -> frozenset[str]:
@@ -26,3 +31,11 @@ def check_types(types: Collection[str]) -> frozenset[str]:
     if isinstance(types, str) or not all(isinstance(name, str) for name in types):
         raise ConfigurationError("types", types, "a collection of type names such as {'actions'}")
     return frozenset(types)
+
+
+def check_span(option: str, value: object, *, above: float | None = None) -> float:
+    """Return *value* if it is a number of seconds (0 or more, or above *above*) up to ten years, else ConfigurationError."""
+    seconds = check_seconds(option, value, above=above)
+    if seconds > _TEN_YEARS:  # a store adds it to its clock, in whole milliseconds
+        raise ConfigurationError(option, value, f"at most {_TEN_YEARS:.0f} seconds, ten years")
+    return seconds

@@ -17,7 +17,7 @@ from anyio.from_thread import BlockingPortal
 from msgspec import UNSET
 
 from connector_sdk.buffers import protocol
-from connector_sdk.buffers.arguments import check_limit, check_types, names_of
+from connector_sdk.buffers.arguments import check_limit, check_span, check_types, names_of
 from connector_sdk.buffers.durable import DurableBuffer
 from connector_sdk.buffers.durable_stats import DurableStats
 from connector_sdk.buffers.forks import start_empty_after_fork
@@ -26,7 +26,7 @@ from connector_sdk.buffers.stats import BufferStats
 from connector_sdk.buffers.store import SessionFilter
 from connector_sdk.callbacks import is_async_callable
 from connector_sdk.errors import BufferClosedError, ClientStateError, ConfigurationError, EventBufferError
-from connector_sdk.options import check_choice, check_integer, check_seconds
+from connector_sdk.options import check_choice, check_integer
 from connector_sdk.payloads import Payload
 
 __all__ = ["BlockingBuffer", "BlockingLease", "LoopKind"]
@@ -132,7 +132,7 @@ class BlockingBuffer:
     def lease(self, max_events: int = 500, timeout: float = 60.0) -> BlockingLease:
         """Return a lease for up to *max_events* (1 or more) of the oldest events; `with` takes them: see `protocol.lease`."""
         return BlockingLease(
-            self, check_integer("max_events", max_events, minimum=1), check_seconds("timeout", timeout, above=0)
+            self, check_integer("max_events", max_events, minimum=1), check_span("timeout", timeout, above=0)
         )
 
     def clear(self) -> None:
@@ -224,7 +224,7 @@ class BlockingBuffer:
 
         *timeout* is what `aclose` of a `DurableBuffer` is given; other buffers decide for themselves.
         """
-        check_seconds("timeout", timeout)
+        check_span("timeout", timeout)
         with self._lock:
             running, portal, self._running, self._portal = self._running, self._portal, None, None
             closed, self._closed = self._closed, True

@@ -57,7 +57,7 @@ def make_record(payload: Payload, codec: Codec = "json") -> Record:
 
 def event_time(payload: Payload) -> float:
     """Return the time that orders a payload: its `forwarded_at`, 0 for what is no number, infinities cut to 1e15."""
-    time = payload.forwarded_at
+    time = float(payload.forwarded_at)  # payloads made in Python are not checked
     return 0.0 if math.isnan(time) else min(max(time, -_FARTHEST), _FARTHEST)
 
 

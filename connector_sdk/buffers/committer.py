@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 
 import anyio
 import anyio.lowlevel
@@ -13,9 +13,9 @@ import msgspec
 from connector_sdk.buffers.account import Account
 from connector_sdk.buffers.background import OwnedTask, OwnedTasks
 from connector_sdk.buffers.batches import Batch, BatchQueue, Group
-from connector_sdk.buffers.gate import Gate
+from connector_sdk.buffers.gate import MISUSE, Gate
 from connector_sdk.buffers.store import Appended, Record
-from connector_sdk.errors import BufferClosedError, BufferUnavailableError, EventBufferError
+from connector_sdk.errors import BufferClosedError, BufferUnavailableError
 from connector_sdk.ledger import DropReason
 from connector_sdk.payloads import Payload
 
@@ -26,6 +26,10 @@ __all__ = ["CommitOptions", "Committer"]
 _DOUBT_LIMIT = 55.0
 #: Seconds between attempts at a store that is full, when callers wait for it.
 _FULL_PAUSE = 0.25
+#: Bytes of a batch for which the store has one more second to answer.
+_BYTES_A_SECOND = 1024 * 1024
+#: How often in a row one event may be too slow for a store that answers probes in between, when callers wait for it.
+_MOST_TIMEOUTS = 10
 #: Records that a batch may have, however few are under way.
 _FEWEST = 4
 #: Seconds for which callers that are refused at once may keep the event loop to themselves.
@@ -42,6 +46,22 @@ class CommitOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_batch: int
     max_batch_bytes: int
     max_queued: int
+
+
+class _Outcome:
+    """Wakes the callers of a group; with an `error` that is theirs, when the group is refused."""
+
+    __slots__ = ("_event", "error")
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+        self.error: Exception | None = None
+
+    def set(self) -> None:
+        self._event.set()
+
+    def wait(self) -> Coroutine[object, object, None]:
+        return self._event.wait()
 
 
 class Committer:
@@ -67,10 +87,11 @@ class Committer:
             max_records=options.max_batch,
             max_bytes=options.max_batch_bytes,
             span=self._span,
-            new_signal=anyio.Event,
+            new_signal=_Outcome,
         )
         self._in_flight: dict[Batch, None] = {}
         self._to_resend: deque[Batch] = deque()
+        self._timeouts: dict[Batch, int] = {}
         self._idle: list[anyio.Event] = []
         self._workers = 0
         self._ticker: OwnedTask | None = None
@@ -112,7 +133,7 @@ class Committer:
                 self._note_finished()
             raise
         if group.refused:
-            raise self._refusal_error()
+            raise self._refusal_error(group)
 
     @property
     def pending(self) -> int:
@@ -156,7 +177,9 @@ class Committer:
             return DropReason.UNAVAILABLE
         return DropReason.BACKPRESSURE if self._queue.size >= self._options.max_queued else None
 
-    def _refusal_error(self) -> EventBufferError:
+    def _refusal_error(self, group: Group) -> Exception:
+        if isinstance(group.done, _Outcome) and group.done.error is not None:
+            return group.done.error
         if self._over:
             return BufferClosedError("the buffer was closed before the event was stored")
         return BufferUnavailableError("the event was given up, and on_drop was told", in_doubt=True)
@@ -218,14 +241,19 @@ class Committer:
         gate, account = self._gate, self._account
         self._in_flight[batch] = None
         era = gate.breaker.era
+        timeout = self._options.response_timeout + sum(len(record.body) for record in batch.records) / _BYTES_A_SECOND
         started = time.monotonic()
         try:
-            appended = await gate.store.append(
-                gate.shard, batch.records, batch=batch.number, timeout=self._options.response_timeout
-            )
+            appended = await gate.store.append(gate.shard, batch.records, batch=batch.number, timeout=timeout)
         except BufferUnavailableError as error:
             gate.failed(error, era)
+            self._note_timeout(batch, ran_out=error.in_doubt and time.monotonic() - started >= 0.95 * timeout)
             await self._not_stored(batch, error)
+        except MISUSE as error:
+            for group in batch.groups:
+                if isinstance(group.done, _Outcome):
+                    group.done.error = error
+            self._drop(batch, DropReason.UNAVAILABLE, in_doubt=batch.in_doubt)
         except Exception as error:  # noqa: BLE001 - a bug of the store must neither end the worker nor hang callers
             gate.broken("append", error, era)
             self._drop(batch, DropReason.UNAVAILABLE, in_doubt=True)
@@ -252,6 +280,9 @@ class Committer:
         if self._options.blocks:
             if error.full:
                 await self._pause(batch)
+            if self._timeouts.get(batch, 0) >= _MOST_TIMEOUTS:
+                # It would be sent again for ever, and keep all others from the store each time.
+                self._drop(batch, DropReason.UNAVAILABLE, in_doubt=True)
             self._keep(batch)
         elif error.full:
             self._drop(batch, DropReason.STORE_FULL, in_doubt=batch.in_doubt)
@@ -261,6 +292,13 @@ class Committer:
             self._expire_doubt()
         else:
             self._drop(batch, DropReason.UNAVAILABLE, in_doubt=False)
+
+    def _note_timeout(self, batch: Batch, *, ran_out: bool) -> None:
+        """Count how often a single event ran out of time. In between the store answered, or it were not sent again."""
+        if ran_out and len(batch.records) == 1:
+            self._timeouts[batch] = self._timeouts.get(batch, 0) + 1
+        else:
+            self._timeouts.pop(batch, None)
 
     async def _pause(self, batch: Batch) -> None:
         try:
@@ -290,6 +328,7 @@ class Committer:
         if batch.settled:
             return False
         batch.settled = True
+        self._timeouts.pop(batch, None)
         self._in_flight.pop(batch, None)
         if batch in self._to_resend:
             self._to_resend.remove(batch)
@@ -299,7 +338,7 @@ class Committer:
         if not self._settle(batch):
             return
         for group in batch.groups:
-            group.refused = self._options.blocks
+            group.refused = self._options.blocks or (isinstance(group.done, _Outcome) and group.done.error is not None)
         try:
             self._account.drop_sent(reason, batch.payloads, in_doubt=in_doubt)
         finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import AsyncIterator, Collection
 from types import TracebackType
@@ -13,7 +12,7 @@ import anyio.lowlevel
 from msgspec import UNSET
 
 from connector_sdk.buffers.account import Account
-from connector_sdk.buffers.arguments import check_limit, check_types, names_of
+from connector_sdk.buffers.arguments import LARGEST_REQUEST, check_limit, check_span, check_types, names_of
 from connector_sdk.buffers.background import current_event_loop
 from connector_sdk.buffers.codec import Codec
 from connector_sdk.buffers.committer import CommitOptions
@@ -26,8 +25,9 @@ from connector_sdk.buffers.reading import discard, drain
 from connector_sdk.buffers.records import new_record
 from connector_sdk.buffers.store import EventStore, Quarantined, SessionFilter
 from connector_sdk.buffers.taking import Selection, Terms, decode_events, merge
+from connector_sdk.callbacks import is_async_callable
 from connector_sdk.errors import BufferClosedError, BufferUnavailableError, ClientStateError, ConfigurationError
-from connector_sdk.options import check_choice, check_integer, check_seconds
+from connector_sdk.options import check_choice, check_integer
 from connector_sdk.payloads import Payload, require_payload
 
 __all__ = ["DurableBuffer", "DurableOverflow"]
@@ -61,7 +61,9 @@ class DurableBuffer:
     waits until it is stored.
 
     *A store that does not answer* opens a breaker: from then on adding and reading do without it at once, and it is asked
-    now and then whether it is back. Nothing raises; `stats()` and the Observer tell.
+    now and then whether it is back. Nothing raises; `stats()` and the Observer tell. Only `peek`, `sessions` and
+    `quarantined` leave the breaker as it is when they fail: there may be too much to see. Errors of the program that a store
+    finds, such as use from two event loops at once, are raised: ClientStateError, ConfigurationError.
 
     *Reading* is safe from crashes: what is taken out stays on lease in the store until it has arrived here.
 
@@ -78,7 +80,8 @@ class DurableBuffer:
         max_batch: events in one batch at most, 1 or more.
         max_batch_bytes: bytes of encoded events in one batch at most, unless it is a single event.
         max_queued: with "drop_newest", events of each shard that may wait to be sent at once; more are dropped at once.
-        response_timeout: seconds after which a request without an answer has failed.
+        response_timeout: seconds after which a request without an answer has failed. A batch has a second more for each MiB;
+            what looks at everything (`peek`, `sessions`, `quarantined`, `clear`) has ten times as long, 10 s at least.
         drain_hold: seconds that the events of a drain stay out of sight if the drainer dies half-way.
         page_size: events taken from the store in one step at most.
         observer: an `Observer`, told `events_dropped`, `store_state` and `store_operation`.
@@ -104,20 +107,21 @@ class DurableBuffer:
         page_size: int = 1000,
         observer: object | None = None,
     ) -> None:
-        if on_drop is not None and (not callable(on_drop) or inspect.iscoroutinefunction(on_drop)):
+        if on_drop is not None and (not callable(on_drop) or is_async_callable(on_drop)):
             raise ConfigurationError("on_drop", on_drop, "a plain function that takes one payload")
         check_choice("codec", codec, get_args(Codec))
         self._options = CommitOptions(
             blocks=check_choice("overflow", overflow, get_args(DurableOverflow)) == "block",
             max_concurrent=check_integer("max_concurrent", max_concurrent, minimum=1),
-            acquire_timeout=check_seconds("acquire_timeout", acquire_timeout, above=0),
-            response_timeout=check_seconds("response_timeout", response_timeout, above=0),
+            acquire_timeout=check_span("acquire_timeout", acquire_timeout, above=0),
+            response_timeout=check_span("response_timeout", response_timeout, above=0),
             max_batch=check_integer("max_batch", max_batch, minimum=1),
             max_batch_bytes=check_integer("max_batch_bytes", max_batch_bytes, minimum=1),
             max_queued=check_integer("max_queued", max_queued, minimum=1),
         )
         self._terms = Terms(
-            check_seconds("drain_hold", drain_hold, above=0), check_integer("page_size", page_size, minimum=1)
+            check_span("drain_hold", drain_hold, above=0),
+            min(check_integer("page_size", page_size, minimum=1), LARGEST_REQUEST),
         )
         self._store = store
         self._codec: Codec = codec
@@ -147,8 +151,9 @@ class DurableBuffer:
             PayloadError: *payload* is no payload, or cannot be encoded; nothing was added or counted.
             BufferClosedError: `aclose()` was called. With "block" also to those who wait then: the event was not sent and
                 does not count, or is in doubt and told to `on_drop`.
-            BufferUnavailableError: only with "block", and only for a store that is broken, not for one that is away.
-            ClientStateError: the buffer is in use in another event loop.
+            BufferUnavailableError: only with "block", and only for a store that is broken, not for one that is away, or
+                for an event that ten times in a row was too slow for a store that answered in between.
+            ClientStateError: the buffer, or its store, is in use in another event loop.
         """
         engine = self._engine
         if engine is None or self._closing or not engine.loop.is_current():
@@ -225,15 +230,16 @@ class DurableBuffer:
         """
         Return a lease for up to *max_events* (1 or more) of the oldest events; `async with` takes them.
 
-        It runs out *timeout* seconds (above 0) after it was entered unless it is extended. With several shards the events
-        come from one after the other, until there are enough; they are in order among themselves.
+        It runs out *timeout* seconds (above 0, ten years at most) after it was entered unless it is extended. With several
+        shards the events come from one after the other, until there are enough; they are in order among themselves. They
+        are taken page by page: when half of *timeout* has gone by, the lease has what was taken so far.
 
         Entering raises BufferUnavailableError when the store does not answer, BufferClosedError after `aclose()`.
         Raises ConfigurationError when an argument cannot work.
         """
         max_events = check_integer("max_events", max_events, minimum=1)
-        hold = check_seconds("timeout", timeout, above=0)
-        return DurableLease(self._current_engine, max_events, hold)
+        hold = check_span("timeout", timeout, above=0)
+        return DurableLease(self._current_engine, max_events, Terms(hold, self._terms.page))
 
     async def clear(self) -> None:
         """
@@ -252,11 +258,14 @@ class DurableBuffer:
         An empty list means that none waits, or that the store is away: then `stats().failed_reads` has grown.
         """
         limit = check_limit("n", n)
+        request = None if limit is None or limit > LARGEST_REQUEST else limit
         engine = self._current_engine()
         if limit == 0:
             return []
         try:
-            shards = await engine.ask_each("peek", lambda shard: self._store.peek(shard, limit, timeout=engine.timeout))
+            shards = await engine.ask_each(
+                "peek", lambda shard: self._store.peek(shard, request, timeout=engine.long_timeout), opens=False
+            )
         except BufferUnavailableError as error:
             self._account.read_failed("peek", str(error))
             return []
@@ -278,12 +287,17 @@ class DurableBuffer:
         engine = self._current_engine()
         try:
             shards = await engine.ask_each(
-                "sessions", lambda shard: self._store.sessions(shard, timeout=engine.timeout)
+                "sessions", lambda shard: self._store.sessions(shard, timeout=engine.long_timeout), opens=False
             )
         except BufferUnavailableError as error:
             self._account.read_failed("sessions", str(error))
             return {}
-        return {session: count for sessions in shards for session, count in sessions.items()}
+        total: dict[str | None, int] = {}
+        for found in shards:
+            # A session is in several shards after `shards` grew.
+            for session, count in found.items():
+                total[session] = total.get(session, 0) + count
+        return total
 
     async def quarantined(self) -> list[Quarantined]:
         """
@@ -293,7 +307,7 @@ class DurableBuffer:
         """
         engine = self._current_engine()
         shards = await engine.ask_each(
-            "quarantined", lambda shard: self._store.quarantined(shard, timeout=engine.timeout)
+            "quarantined", lambda shard: self._store.quarantined(shard, timeout=engine.long_timeout), opens=False
         )
         return [found for shard in shards for found in shard]
 
@@ -348,7 +362,7 @@ class DurableBuffer:
         was sent and not confirmed. May be called twice; the second call waits for the first. If it is cancelled, it gives
         up at once what is not sent, and still closes the store.
         """
-        check_seconds("timeout", timeout)
+        check_span("timeout", timeout)
         if self._closing:
             if self._closed is not None:
                 await self._closed.wait()

@@ -10,11 +10,12 @@ from typing import NoReturn, Self
 
 import anyio
 
+from connector_sdk.buffers.arguments import check_span
 from connector_sdk.buffers.engine import Engine
+from connector_sdk.buffers.gate import Gate
 from connector_sdk.buffers.leases import LeaseState, expired_error
-from connector_sdk.buffers.taking import Haul, HeldPage, Selection, Source, Taken, Terms, merge
+from connector_sdk.buffers.taking import Haul, HeldPage, Selection, Source, Taken, Terms, give_back, merge
 from connector_sdk.errors import BufferUnavailableError, EventBufferError, LeaseError
-from connector_sdk.options import check_seconds
 from connector_sdk.payloads import Payload
 
 __all__ = ["DurableLease"]
@@ -33,10 +34,10 @@ class DurableLease:
     and one may try again; an event that was acknowledged without an answer may come again.
     """
 
-    def __init__(self, engine: Callable[[], Engine], max_events: int, hold: float) -> None:
+    def __init__(self, engine: Callable[[], Engine], max_events: int, terms: Terms) -> None:
         self._get_engine = engine
         self._max_events = max_events
-        self._hold = hold
+        self._terms = terms
         self._parts: list[_Part] = []
         self._events: list[Payload] = []
         self._places: dict[int, list[tuple[_Part, Taken]]] = {}
@@ -85,7 +86,7 @@ class DurableLease:
         Raises LeaseExpiredError when it ran out already, LeaseError when it ended or was not entered,
         BufferUnavailableError when the store did not answer.
         """
-        check_seconds("timeout", timeout, above=0)
+        check_span("timeout", timeout, above=0)
         self._require_open()
         for part in self._parts:
             if part.pending and not await part.extend(self._get_engine(), timeout):
@@ -103,17 +104,17 @@ class DurableLease:
         self._require_open()
         self.state = LeaseState.RETURNED
         engine = self._get_engine()
-        await engine.on_each(lambda part: part.give_back(engine), [part for part in self._parts if part.pending])
+        await engine.give_back([part.lease(engine) for part in self._parts if part.pending])
 
     async def __aenter__(self) -> Self:
         if self.state is not LeaseState.NEW:
             raise LeaseError(f"a lease can be entered once, and this one is {self.state.value}")
         engine = self._get_engine()
-        haul = Haul(Terms(self._hold, self._max_events))
+        haul = Haul(self._terms)
         try:
             await self._take(engine, haul)
         except BaseException:
-            await engine.on_each(HeldPage.give_back, haul.pages)
+            await give_back(engine, haul.pages)
             raise
         parts: dict[HeldPage | None, _Part] = {page: _Part(page) for page in haul.pages if page.taken}
         self._parts = list(parts.values())
@@ -143,11 +144,13 @@ class DurableLease:
     async def _take(self, engine: Engine, haul: Haul) -> None:
         found = 0
         errors: list[BufferUnavailableError] = []
+        # Who gets the events must have time left for them, so what cannot be had by then stays for the next lease.
+        until = time.monotonic() + self._terms.hold / 2
         for gate in engine.in_turn():
-            if found >= self._max_events:
+            if found >= self._max_events or (found and time.monotonic() >= until):
                 break
             source = Source(engine, gate, haul, Selection())
-            await source.take(self._max_events - found)
+            await source.take(self._max_events - found, until=until)
             for page in source.pages:
                 if not await page.put_bad_aside():
                     # What is no payload would be acknowledged with the rest: the whole page comes again instead.
@@ -201,9 +204,9 @@ class _Part:
         self._in_doubt = False
         self.pending = {id(taken): taken for taken in page.taken}
 
-    async def give_back(self, engine: Engine) -> None:
-        """Let what is pending wait again, as well as can be."""
-        await engine.give_back(self._name, engine.gates[self._shard])
+    def lease(self, engine: Engine) -> tuple[str, Gate]:
+        """Return what `Engine.give_back` is to give back."""
+        return self._name, engine.gates[self._shard]
 
     async def acknowledge(self, engine: Engine, chosen: list[Taken]) -> bool:
         """Let events go for good; False when the lease ran out."""

@@ -10,7 +10,7 @@ import anyio
 from connector_sdk.buffers.account import Account
 from connector_sdk.buffers.background import EventLoop, OwnedTask, OwnedTasks
 from connector_sdk.buffers.committer import CommitOptions, Committer
-from connector_sdk.buffers.gate import Gate
+from connector_sdk.buffers.gate import MISUSE, Gate
 from connector_sdk.buffers.store import Census, EventStore
 from connector_sdk.errors import BufferUnavailableError
 
@@ -21,6 +21,8 @@ ResultT = TypeVar("ResultT")
 
 #: Requests that one operation makes at the same time, at most.
 _AT_ONCE = 16
+#: Seconds that a request has at least when how long it takes depends on how much waits.
+_PATIENCE = 10.0
 #: Seconds that the end of cancelled tasks may take, and the closing of the store.
 _GRACE = 2.0
 
@@ -35,8 +37,10 @@ class Engine:
         self.store = store
         self.account = account
         self.timeout = options.response_timeout
+        #: Seconds for requests that look at everything, or change as much as somebody has.
+        self.long_timeout = max(_PATIENCE, 10 * self.timeout)
         self.tasks = OwnedTasks(loop)
-        self.gates = [Gate(store, shard, account, self.tasks) for shard in range(store.shards)]
+        self.gates = [Gate(store, shard, account, self.tasks, self.timeout) for shard in range(store.shards)]
         self.committers = [Committer(gate, account, self.tasks, options, numbers) for gate in self.gates]
         for gate in self.gates:
             gate.on_service = self._in_service
@@ -56,26 +60,42 @@ class Engine:
         return self.gates[turn:] + self.gates[:turn]
 
     async def on_each(self, work: Callable[[ItemT], Awaitable[ResultT]], items: Sequence[ItemT]) -> list[ResultT]:
-        """Do *work* for *items*, several at once; *work* must not raise errors of the store."""
+        """
+        Do *work* for *items*, several at once; *work* must not raise errors of the store.
+
+        Of the errors of MISUSE that it raises the first comes out, when all of *items* had their turn.
+        """
         if len(items) == 1:
             return [await work(items[0])]
         results: dict[int, ResultT] = {}
+        errors: list[Exception] = []
 
         async def one(place: int) -> None:
-            results[place] = await work(items[place])
+            try:
+                results[place] = await work(items[place])
+            except MISUSE as error:
+                errors.append(error)
 
         for first in range(0, len(items), _AT_ONCE):
             async with anyio.create_task_group() as group:
                 for place in range(first, min(first + _AT_ONCE, len(items))):
                     group.start_soon(one, place)
+        if errors:
+            raise errors[0]
         return [results[place] for place in range(len(items))]
 
-    async def ask_each(self, operation: str, request: Callable[[int], Awaitable[ResultT]]) -> list[ResultT]:
-        """Make a request at every shard; raises BufferUnavailableError when one of them does not answer."""
+    async def ask_each(
+        self, operation: str, request: Callable[[int], Awaitable[ResultT]], *, opens: bool = True
+    ) -> list[ResultT]:
+        """
+        Make a request at every shard; raises BufferUnavailableError when one of them does not answer.
+
+        That opens the breaker of the shard unless *opens* is false.
+        """
 
         async def ask(gate: Gate) -> ResultT | BufferUnavailableError:
             try:
-                return await gate.call(operation, lambda: request(gate.shard))
+                return await gate.call(operation, lambda: request(gate.shard), opens=opens)
             except BufferUnavailableError as error:
                 return error
 
@@ -90,25 +110,21 @@ class Engine:
         """Count every shard; raises BufferUnavailableError when one of them does not answer."""
         return await self.ask_each("census", lambda shard: self.gates[shard].count(self.timeout))
 
-    async def give_back(self, lease: str, gate: Gate) -> None:
+    async def give_back(self, leases: Sequence[tuple[str, Gate]]) -> None:
         """
-        Let what *lease* holds wait again, as well as can be: when the store is away it comes again when time runs out.
+        Let what *leases* hold wait again, as well as can be: when the store is away it comes again when time runs out.
 
-        A task of its own does it, so that it is done even if the caller is cancelled; the caller waits for it, for no
-        longer than the store may take.
+        A task of its own does it, so that all of it is done even if the caller is cancelled, now or before; the caller
+        waits for it, for no longer than one answer of the store may take.
         """
-        if gate.is_open:
+        reachable = [(lease, gate) for lease, gate in leases if not gate.is_open]
+        if not reachable:
             return
 
         async def work() -> None:
-            try:
-                await gate.call("give_back", lambda: self.store.give_back(gate.shard, lease, timeout=self.timeout))
-            except BufferUnavailableError as error:
-                self.account.warnings.warning(
-                    "give_back", "a lease could not be given back, it will run out: %s", error
-                )
+            await self.on_each(self._give_back_one, reachable)
 
-        task = self.tasks.start(work, "giving a lease back")
+        task = self.tasks.start(work, "giving leases back")
         self._returning = [*(task for task in self._returning if not task.is_over), task]
         with anyio.move_on_after(self.timeout, shield=True):
             await task.wait()
@@ -132,6 +148,13 @@ class Engine:
             with anyio.move_on_after(_GRACE, shield=True):
                 await self.tasks.wait()
 
+    async def _give_back_one(self, held: tuple[str, Gate]) -> None:
+        lease, gate = held
+        try:
+            await gate.call("give_back", lambda: self.store.give_back(gate.shard, lease, timeout=self.long_timeout))
+        except (BufferUnavailableError, *MISUSE) as error:
+            self.account.warnings.warning("give_back", "a lease could not be given back, it will run out: %s", error)
+
     async def _until_quiet(self) -> None:
         for task in self._returning:
             await task.wait()
@@ -154,7 +177,7 @@ class Engine:
     async def _look_at(self, gate: Gate) -> None:
         try:
             await gate.call("census", lambda: gate.count(self.timeout))
-        except BufferUnavailableError as error:
+        except (BufferUnavailableError, *MISUSE) as error:
             self.account.warnings.warning("look", "%s could not be looked at: %s", gate.name, error)
 
     def _inspection_ended(self) -> None:
@@ -162,6 +185,6 @@ class Engine:
 
     async def _inspect(self) -> None:
         try:
-            self.account.found(await self.store.inspect(timeout=self.timeout))
-        except BufferUnavailableError as error:
+            self.account.found(await self.store.inspect(timeout=self.long_timeout))
+        except (BufferUnavailableError, *MISUSE) as error:
             self.account.warnings.warning("inspection", "%s could not be inspected: %s", self.store.name, error)

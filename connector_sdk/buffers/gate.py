@@ -13,26 +13,30 @@ from connector_sdk.buffers.account import Account
 from connector_sdk.buffers.background import OwnedTask, OwnedTasks
 from connector_sdk.buffers.breaker import Breaker
 from connector_sdk.buffers.store import Census, EventStore
-from connector_sdk.errors import BufferUnavailableError
+from connector_sdk.errors import BufferUnavailableError, ClientStateError, ConfigurationError
 
-__all__ = ["Gate"]
+__all__ = ["MISUSE", "Gate"]
 
 _log = logging.getLogger(__name__)
 
 AnswerT = TypeVar("AnswerT")
 
+#: Errors of the program, not of the store: they go to the caller as they are, and say nothing about the store.
+MISUSE = (ClientStateError, ConfigurationError)
+
+#: Seconds that a probe has at least.
 _PROBE_TIMEOUT = 0.5
 
 
 class Gate:
     """
-    One shard, its breaker, and the task that probes while the breaker is open.
+    One shard, its breaker, and the task that probes while the breaker is open. A probe has *timeout* seconds, 0.5 at least.
 
     *on_open* and *on_close* are called when the breaker has changed; *on_probe* before each probe; *on_service* after the
     first success ever and after each recovery.
     """
 
-    def __init__(self, store: EventStore, shard: int, account: Account, tasks: OwnedTasks) -> None:
+    def __init__(self, store: EventStore, shard: int, account: Account, tasks: OwnedTasks, timeout: float) -> None:
         self.shard = shard
         self.store = store
         self.name = store.name if store.shards == 1 else f"{store.name} shard {shard}"
@@ -43,6 +47,7 @@ class Gate:
         self.on_service: Callable[[], object] = _nothing
         self._account = account
         self._tasks = tasks
+        self._probe_timeout = max(_PROBE_TIMEOUT, timeout)
         self._prober: OwnedTask | None = None
         self._in_service = False
 
@@ -57,13 +62,21 @@ class Gate:
             self._prober = self._tasks.start(self._probe, f"probe {self.name}", self._probe_ended)
 
     async def call(
-        self, operation: str, request: Callable[[], Awaitable[AnswerT]], count: Callable[[AnswerT], int] | int = 0
+        self,
+        operation: str,
+        request: Callable[[], Awaitable[AnswerT]],
+        count: Callable[[AnswerT], int] | int = 0,
+        *,
+        opens: bool = True,
     ) -> AnswerT:
         """
         Make a request; *count* says how many events it was about.
 
+        A failure opens the breaker unless *opens* is false: a look at everything may fail because there is much to see.
+
         Raises BufferUnavailableError: the breaker is open (nothing was sent), or what the store raised. Any other error of
-        the store is a bug of the store: it is logged, opens the breaker, and comes out as one in doubt.
+        the store is a bug of the store: it is logged, opens the breaker, and comes out as one in doubt. Errors of MISUSE
+        come out as they are.
         """
         if self.breaker.is_open:
             self.probe_soon()
@@ -73,10 +86,13 @@ class Gate:
         try:
             answer = await request()
         except BufferUnavailableError as error:
-            self.failed(error, era)
+            if opens:
+                self.failed(error, era)
+            raise
+        except MISUSE:
             raise
         except Exception as error:
-            raise self.broken(operation, error, era) from error
+            raise self.broken(operation, error, era, opens=opens) from error
         self.answered(operation, time.monotonic() - started, count if isinstance(count, int) else count(answer))
         return answer
 
@@ -103,13 +119,13 @@ class Gate:
         elif self.breaker.failed(time.monotonic(), era, str(error)):
             self._opened()
 
-    def broken(self, operation: str, error: Exception, era: int) -> BufferUnavailableError:
+    def broken(self, operation: str, error: Exception, era: int, *, opens: bool = True) -> BufferUnavailableError:
         """Note an error that a store must not raise; return what it means to the caller."""
         kind = type(error).__name__
         self._account.warnings.warning(f"broken {kind}", "%s raised %s in %s", self.name, kind, operation)
         _log.debug("%s raised in %s", self.name, operation, exc_info=error)
         unavailable = BufferUnavailableError(f"{operation} ended with {kind}", in_doubt=True)
-        if self.breaker.failed(time.monotonic(), era, str(unavailable)):
+        if opens and self.breaker.failed(time.monotonic(), era, str(unavailable)):
             self._opened()
         return unavailable
 
@@ -131,7 +147,7 @@ class Gate:
             await anyio.sleep(self.breaker.next_pause())
             self.on_probe()
             try:
-                await self.count(_PROBE_TIMEOUT)
+                await self.count(self._probe_timeout)
             except BufferUnavailableError as error:
                 if error.full:
                     self._closed()

@@ -15,6 +15,7 @@ from connector_sdk.buffers.taking import (
     Source,
     Taken,
     Terms,
+    give_back,
     merge,
     new_lease_name,
     order_of,
@@ -38,17 +39,17 @@ async def drain(engine: Engine, terms: Terms, selection: Selection, limit: int |
     Take out the oldest events that *selection* wants, at most *limit*, for good.
 
     What a shard does not give stays there or comes again, and is told in the account. If this is cancelled, what was taken
-    is given back.
+    is given back. Every shard is asked, for a session too: what was stored before `shards` grew is in other shards.
     """
     haul = Haul(terms)
-    sources = [Source(engine, gate, haul, selection) for gate in selection.gates_of(engine)]
+    sources = [Source(engine, gate, haul, selection) for gate in engine.gates]
     try:
         if limit is None or not selection.is_in_order:
             await engine.on_each(Source.take_all, sources)
         else:
             await _take_oldest(engine, sources, limit)
     except BaseException:
-        await engine.on_each(HeldPage.give_back, haul.pages)
+        await give_back(engine, haul.pages)
         raise
     kept = merge([source.taken for source in sources], in_order=all(source.in_order for source in sources))
     if limit is not None:
@@ -83,7 +84,7 @@ async def discard(engine: Engine, terms: Terms) -> None:
 
 
 async def _discard_page(engine: Engine, gate: Gate, terms: Terms) -> Page:
-    store, shard, timeout, name = engine.store, gate.shard, engine.timeout, new_lease_name()
+    store, shard, timeout, name = engine.store, gate.shard, engine.long_timeout, new_lease_name()
 
     async def take() -> Page:
         return await store.take(shard, name, terms.page, hold=terms.hold, timeout=timeout, in_order=False)
@@ -96,7 +97,7 @@ async def _discard_page(engine: Engine, gate: Gate, terms: Terms) -> Page:
         if page.events:
             await gate.call("acknowledge", acknowledge, len(page.events))
     except BaseException:
-        await engine.give_back(name, gate)
+        await engine.give_back([(name, gate)])
         raise
     return page
 
@@ -134,7 +135,9 @@ async def _acknowledge(engine: Engine, haul: Haul, kept: Sequence[Taken]) -> lis
             parts[taken.page].append(taken)
     answers = await engine.on_each(lambda page: page.acknowledge(parts[page]), haul.pages)
     lost = {page for page, ours in zip(haul.pages, answers, strict=True) if not ours}
-    payloads = [taken.payload for taken in kept if taken.page not in lost] if lost else [taken.payload for taken in kept]
+    payloads = (
+        [taken.payload for taken in kept if taken.page not in lost] if lost else [taken.payload for taken in kept]
+    )
     engine.account.drained += len(payloads)
     for page in haul.pages:
         page.let_go()

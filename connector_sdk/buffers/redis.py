@@ -15,6 +15,7 @@ from connector_sdk.redis_client import RedisAddress, RedisClient
 __all__ = ["RedisEventBuffer"]
 
 _MOST_SHARDS: Final = 1024
+_SHORTEST: Final = 0.1  # seconds; below that an event may expire on its way
 _TEN_YEARS: Final = 10 * 366 * 86_400.0
 
 
@@ -38,7 +39,7 @@ class RedisEventBuffer(DurableBuffer):
             `redis+sentinel://host:port,host:port/name` for a master that sentinels watch, `rediss+...` for both with TLS.
             User, password, database and TLS files go where `redis.from_url` has them.
         key_prefix: the namespace of every key, unique for each service or environment; without braces.
-        window_seconds: how far back from its newest event a session goes, above 0. The newest event counts as no later than
+        window_seconds: how far back from its newest event a session goes, 0.1 or more. The newest event counts as no later than
             the server's own clock, so an event with a wrong clock evicts nothing that the clock would not. What is older
             is dropped as "expired" when the session is next written to. Choose it longer than the longest pause of
             whoever drains.
@@ -89,12 +90,12 @@ class RedisEventBuffer(DurableBuffer):
         connect_timeout: float = 1.0,
         observer: object | None = None,
     ) -> None:
-        if not isinstance(key_prefix, str) or not key_prefix or set(key_prefix) & set("{}"):
+        if not isinstance(key_prefix, str) or not key_prefix or not _is_text(key_prefix) or set(key_prefix) & set("{}"):
             raise ConfigurationError("key_prefix", key_prefix, "a text of 1 or more characters without braces")
         check_choice("window_on", window_on, get_args(WindowOn))
         options = RedisStoreOptions(
             key_prefix=key_prefix,
-            window=_lifetime("window_seconds", window_seconds, above=0),
+            window=_lifetime("window_seconds", window_seconds, minimum=_SHORTEST),
             grace=_lifetime("grace_seconds", grace_seconds),
             window_on=window_on,
             dedupe=_lifetime("dedupe_seconds", dedupe_seconds),
@@ -117,8 +118,12 @@ class RedisEventBuffer(DurableBuffer):
         )
 
 
-def _lifetime(option: str, value: object, *, above: float | None = None) -> float:
-    seconds = check_seconds(option, value, above=above)
+def _is_text(value: str) -> bool:
+    return value.isprintable() or not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _lifetime(option: str, value: object, *, minimum: float = 0.0) -> float:
+    seconds = check_seconds(option, value, minimum=minimum)
     if seconds > _TEN_YEARS:
         raise ConfigurationError(option, value, f"at most {_TEN_YEARS:g} seconds, ten years")
     return seconds

@@ -14,6 +14,7 @@ from connector_sdk.redis_client import Reply, Script, load_script
 
 __all__ = [
     "Answer",
+    "Scan",
     "Scripts",
     "Seen",
     "array_of",
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 _LUA: Final = "connector_sdk.buffers.lua"
+_REASONS: Final = frozenset(DropReason)
 _HEAD: Final = 4  # entries that a reply has before its drops
 #: The number of events stands at the front of the packed state of a session.
 _SIZE: Final = Struct(">d")
@@ -59,6 +61,15 @@ class Seen:
     epoch: bytes = b""
     events: int = 0  #: waiting and on lease
     at: float = 0.0  #: monotonic time
+
+
+@dataclass(slots=True)
+class Scan:
+    """The sessions that are still to be looked through by one lease."""
+
+    labels: list[bytes]
+    time: bytes = b"-inf"
+    arrival: bytes = b""
 
 
 @dataclass(slots=True)
@@ -116,11 +127,15 @@ def size_of_state(state: bytes) -> int:
 
 def reasons_of(entries: Sequence[Reply]) -> dict[DropReason, int]:
     """Return drops by reason, from pairs of reason and number."""
-    return {
-        DropReason(bytes_of(reason).decode()): int(number)
-        for reason, number in zip(entries[::2], entries[1::2], strict=True)
-        if isinstance(number, int | bytes)
-    }
+    dropped: dict[DropReason, int] = {}
+    for name, number in zip(entries[::2], entries[1::2], strict=True):
+        text = bytes_of(name).decode()
+        # A later version may know more reasons.
+        reason = DropReason(text) if text in _REASONS else DropReason.LOST
+        dropped[reason] = dropped.get(reason, 0) + int(
+            bytes_of(number) if isinstance(number, bytes) else integer_of(number)
+        )
+    return dropped
 
 
 def events_of(replies: Sequence[Reply], first_ticket: int = 0) -> list[StoredEvent]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from struct import pack
 from typing import Final, Literal, TypeAlias
@@ -19,9 +20,11 @@ from msgspec import UNSET
 
 from connector_sdk.buffers.forks import start_empty_after_fork
 from connector_sdk.buffers.redis_batches import BatchNumbers
+from connector_sdk.buffers.redis_inspection import findings_of
 from connector_sdk.buffers.redis_members import is_label, known_as, label_of, member_of, session_of, tag_of
 from connector_sdk.buffers.redis_scripts import (
     Answer,
+    Scan,
     Scripts,
     Seen,
     array_of,
@@ -54,8 +57,10 @@ WindowOn: TypeAlias = Literal["event", "arrival"]
 _HOUSEKEEPING: Final = 1000  # events that one call moves at most for others
 _LOOK_AT: Final = 2000  # events that one call looks at to find some of a type
 _PEEK_PAGE: Final = 500
+_PAGE_BYTES: Final = 4 * 1024 * 1024  # after which a page ends
+_LONGEST: Final = 10 * 366 * 86_400_000  # milliseconds
+_MOST_SCANS: Final = 100
 _QUARANTINED: Final = 1000
-_OLDEST: Final = (6, 2)
 _FULL: Final = ("OOM", "MISCONF")
 
 
@@ -73,15 +78,6 @@ class RedisStoreOptions:
     shards: int = 1
 
 
-@dataclass(slots=True)
-class _Scan:
-    """The sessions that are still to be looked through by one lease."""
-
-    labels: list[bytes]
-    time: bytes = b"-inf"
-    arrival: bytes = b""
-
-
 class RedisStore:
     """
     An `EventStore` on Redis; see there for what each method promises.
@@ -97,15 +93,16 @@ class RedisStore:
         self._tags = [tag_of(options.key_prefix, shard) for shard in range(options.shards)]
         self._batches = [BatchNumbers() for _ in self._tags]
         self._seen = [Seen() for _ in self._tags]
-        self._scans: dict[tuple[int, str], _Scan] = {}
+        self._scans: dict[str, Scan] = {}
         lifetime = options.window + options.grace
         self._lifetime = lifetime
         #: ARGV[1] of every script: see `lua/shared.lua`.
         self._configuration = pack(
-            ">ddddd",
+            ">dddddd",
             *(_milliseconds(seconds) for seconds in (options.window, lifetime, options.dedupe)),
             _HOUSEKEEPING,
             options.window_on == "event",
+            _PAGE_BYTES,
         )
         self._most_sessions = -(-options.max_sessions // options.shards)
         start_empty_after_fork(self)
@@ -124,6 +121,11 @@ class RedisStore:
     def look_every(self) -> float:
         """More than twice in the life of an idle key, so that what expires is counted."""
         return max(0.01, 0.45 * self._lifetime)
+
+    @property
+    def remembers_batches(self) -> float:
+        """Nearly the life of an idle key."""
+        return 0.9 * self._lifetime
 
     def shard_of(self, session: str | None) -> int:
         """Return the shard of a session: CRC-32 of its name."""
@@ -190,7 +192,7 @@ class RedisStore:
             events = events_of(answer.rest[2:], first_ticket)
             more = "more" if answer.waiting else ""
             return Page(events=events, left=answer.waiting, cursor=more, dropped=answer.dropped)
-        scan = self._scans.pop((shard, lease), None) if cursor else None
+        scan = self._scans.pop(cursor, None)
         if scan is None:
             if session is UNSET:
                 # The census first: it lets events wait again whose lease ran out.
@@ -198,7 +200,7 @@ class RedisStore:
                 labels = [label_of(name) for name in sessions]
             else:
                 labels = [label_of(session)]
-            scan = _Scan(labels)
+            scan = Scan(labels)
         return await self._take_matching(shard, lease, limit, scan, kinds, hold=hold, deadline=deadline)
 
     async def _take_matching(
@@ -206,7 +208,7 @@ class RedisStore:
         shard: int,
         lease: str,
         limit: int,
-        scan: _Scan,
+        scan: Scan,
         kinds: Collection[str] | None,
         *,
         hold: float,
@@ -227,9 +229,13 @@ class RedisStore:
         scan.time, scan.arrival = bytes_of(answer.rest[3]), bytes_of(answer.rest[4])
         del scan.labels[:finished]
         events = events_of(answer.rest[5:], first_ticket)
+        cursor = ""
         if scan.labels:
-            self._scans[shard, lease] = scan
-        return Page(events=events, left=answer.waiting, cursor="more" if scan.labels else "", dropped=answer.dropped)
+            cursor = uuid.uuid4().hex
+            self._scans[cursor] = scan
+            if len(self._scans) > _MOST_SCANS:  # whoever began it has gone; a cursor that is not known begins anew
+                del self._scans[next(iter(self._scans))]
+        return Page(events=events, left=answer.waiting, cursor=cursor, dropped=answer.dropped)
 
     async def acknowledge(
         self,
@@ -243,7 +249,6 @@ class RedisStore:
         """Let events go: `lua/acknowledge.lua`."""
         arguments: list[bytes | str | int] = [lease, "" if reason is None else reason.value]
         if events is None:
-            self._scans.pop((shard, lease), None)
             arguments += (-1, 0)
         else:
             names = [known_as(event.origin, event.event_id) for event in events if event.event_id is not None]
@@ -259,7 +264,6 @@ class RedisStore:
 
     async def give_back(self, shard: int, lease: str, *, timeout: float) -> bool:
         """Return events: `lua/give_back.lua`."""
-        self._scans.pop((shard, lease), None)
         deadline = time.monotonic() + timeout
         answer = await self._run(self._scripts.give_back, shard, [lease, 1], timeout)
         was_held = integer_of(answer.rest[0]) == 1
@@ -345,7 +349,7 @@ class RedisStore:
                     raise
                 findings.add("cannot see whether the server may evict events: the user may not call INFO")
                 continue
-            findings.update(_findings(dict(line.split(":", 1) for line in text.split("\r\n") if ":" in line)))
+            findings.update(findings_of(dict(line.split(":", 1) for line in text.split("\r\n") if ":" in line)))
         return sorted(findings)
 
     async def aclose(self) -> None:
@@ -398,7 +402,7 @@ class RedisStore:
     ) -> Answer:
         seen, now = self._seen[shard], time.monotonic()
         # Of what waited a lifetime ago nobody can say whether it was drained since, or expired.
-        is_recent = now - seen.at < self._lifetime
+        is_recent = now - seen.at < 0.9 * self._lifetime
         head = (self._configuration, seen.epoch, seen.events if is_recent else 0, DropReason.LOST.value)
         key = self._tags[shard] + b":state"
         try:
@@ -408,8 +412,8 @@ class RedisStore:
         answer = Answer.read(reply)
         if seen.events and not is_recent and answer.epoch != seen.epoch:
             _log.warning(
-                "%s: nobody used the buffer for longer than window and grace, so what waited has expired uncounted; "
-                "%d events waited when this process looked last",
+                "%s: nothing is left of what was there when this process looked last, longer than window and grace ago: "
+                "%d events, which were drained by others or have expired uncounted",
                 self.name,
                 seen.events,
             )
@@ -425,18 +429,6 @@ class RedisStore:
             raise _unavailable(error) from error
 
 
-def _findings(facts: Mapping[str, str]) -> Iterator[str]:
-    version = facts.get("redis_version", "")
-    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < _OLDEST:
-        yield f"the server is Redis {version}; 6.2 is the oldest that is tested: use that or a later one"
-    policy = facts.get("maxmemory_policy", "noeviction")
-    if facts.get("maxmemory", "0") != "0" and policy != "noeviction":
-        yield (
-            f"the server is configured to evict keys (maxmemory-policy {policy}) and will delete events that wait "
-            "when its memory is full; give the buffer a server with maxmemory-policy noeviction"
-        )
-
-
 def _unavailable(error: RedisUnavailableError | RedisRefusedError) -> BufferUnavailableError:
     if isinstance(error, RedisRefusedError):
         return BufferUnavailableError(str(error), in_doubt=error.in_doubt, full=error.code in _FULL)
@@ -444,7 +436,7 @@ def _unavailable(error: RedisUnavailableError | RedisRefusedError) -> BufferUnav
 
 
 def _milliseconds(seconds: float) -> int:
-    return max(0, round(seconds * 1000))
+    return max(0, min(round(seconds * 1000), _LONGEST))
 
 
 def _left(deadline: float) -> float:

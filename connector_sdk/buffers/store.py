@@ -116,6 +116,10 @@ class EventStore(Protocol):
         For stores in which something runs out with time: so that it is noticed and counted though nobody comes.
         """
 
+    @property
+    def remembers_batches(self) -> float:
+        """For how many seconds after its first attempt the number of a batch is known for certain."""
+
     def shard_of(self, session: str | None) -> int:
         """Return the shard that has the events of *session*; the same in every process."""
 
@@ -143,7 +147,8 @@ class EventStore(Protocol):
         in_order: bool = True,
     ) -> Page:
         """
-        Move up to *limit* (1 or more) events to *lease*, which from now on runs out in *hold* seconds.
+        Move up to *limit* (1 or more) events to *lease*, which from now on runs out in *hold* seconds. A page may be full
+        with fewer, when they are large: then its `cursor` is not "".
 
         Calls with the same name add to the same lease. Without filters the oldest are taken, in order; with *in_order*
         false those that are cheapest to take, in any order, for who takes everything and sorts it himself. With *session*

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Collection, Iterable, Sequence
@@ -13,12 +14,23 @@ from msgspec import UNSET
 
 from connector_sdk.buffers.codec import decode_body
 from connector_sdk.buffers.engine import Engine
-from connector_sdk.buffers.gate import Gate
+from connector_sdk.buffers.gate import MISUSE, Gate
 from connector_sdk.buffers.store import Page, SessionFilter, StoredEvent
 from connector_sdk.errors import BufferUnavailableError, PayloadError
 from connector_sdk.payloads import Payload
 
-__all__ = ["Haul", "HeldPage", "Selection", "Source", "Taken", "Terms", "decode_events", "merge", "new_lease_name"]
+__all__ = [
+    "Haul",
+    "HeldPage",
+    "Selection",
+    "Source",
+    "Taken",
+    "Terms",
+    "decode_events",
+    "give_back",
+    "merge",
+    "new_lease_name",
+]
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,12 +48,6 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     def is_in_order(self) -> bool:
         """Whether a store gives the wanted events oldest first."""
         return self.kinds is None or self.session is not UNSET
-
-    def gates_of(self, engine: Engine) -> list[Gate]:
-        """Return the shards that may have such events."""
-        if self.session is UNSET:
-            return engine.gates
-        return [engine.gates[engine.store.shard_of(self.session)]]
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -86,6 +92,16 @@ class HeldPage:
     def shard(self) -> int:
         """The shard."""
         return self._gate.shard
+
+    @property
+    def lease(self) -> tuple[str, Gate]:
+        """What `Engine.give_back` is to give back."""
+        return self.name, self._gate
+
+    @property
+    def may_hold(self) -> bool:
+        """Whether events may be on the lease."""
+        return not self._decoded or bool(self.taken or self.bad)
 
     def decode(self) -> None:
         """Decode what was taken."""
@@ -136,14 +152,12 @@ class HeldPage:
             await self._gate.call(
                 "extend", lambda: store.extend(self.shard, self.name, hold=self.hold, timeout=timeout)
             )
-        except BufferUnavailableError:
-            return  # it may still be in time
+        except (BufferUnavailableError, *MISUSE):
+            return  # it may still be in time; what is wrong with the program, the next page tells
 
     async def give_back(self) -> None:
         """Let what is left of the page wait again, as well as can be."""
-        if self._decoded and not self.taken and not self.bad:
-            return
-        await self._engine.give_back(self.name, self._gate)
+        await give_back(self._engine, [self])
 
     async def _acknowledge(self, events: list[StoredEvent] | None, count: int) -> bool:
         account, store, timeout = self._engine.account, self._engine.store, self._engine.timeout
@@ -193,6 +207,7 @@ class Source:
         self.pages: list[HeldPage] = []
         self.exhausted = False
         self.error: BufferUnavailableError | None = None
+        self._misuse: Exception | None = None
 
     @property
     def taken(self) -> list[Taken]:
@@ -207,14 +222,20 @@ class Source:
     @property
     def may_have_more(self) -> bool:
         """Whether another page is worth asking for."""
-        return not self.exhausted and self.error is None
+        return not self.exhausted and self.error is None and self._misuse is None
 
-    async def take(self, count: int) -> None:
-        """Take up to *count* more events (1 or more), or as many as were there at the first page if they are fewer."""
-        while count > 0 and self.may_have_more:
+    async def take(self, count: int, *, until: float = math.inf) -> None:
+        """
+        Take up to *count* more events (1 or more), or as many as were there at the first page if they are fewer.
+
+        A page may be shorter than asked though more wait. No page but the first is asked for after *until*, a time of the
+        monotonic clock.
+        """
+        while count > 0 and self.may_have_more and (not self.pages or time.monotonic() < until):
             held = await self._next_page(count)
             held.decode()
             count -= held.count
+        self._raise_misuse()
 
     async def take_all(self) -> None:
         """
@@ -236,6 +257,12 @@ class Source:
                 held.decode()
             (held,) = fetched
         held.decode()
+        self._raise_misuse()
+
+    def _raise_misuse(self) -> None:
+        # Not where it came up: that may be in a task group, which would wrap it.
+        if self._misuse is not None:
+            raise self._misuse
 
     async def _next_page(self, count: int) -> HeldPage:
         await self._haul.renew()
@@ -249,6 +276,9 @@ class Source:
             page = await self.gate.call("take", lambda: self._request(held, limit), lambda page: len(page.events))
         except BufferUnavailableError as error:
             self.error = error
+            return held
+        except MISUSE as error:
+            self._misuse = error
             return held
         held.events = page.events
         if page.dropped:
@@ -271,6 +301,11 @@ class Source:
             cursor=self._cursor,
             in_order=not self._any_order,
         )
+
+
+async def give_back(engine: Engine, pages: Iterable[HeldPage]) -> None:
+    """Let what is left of *pages* wait again, as well as can be; a cancellation does not keep any of them."""
+    await engine.give_back([page.lease for page in pages if page.may_hold])
 
 
 def new_lease_name() -> str:

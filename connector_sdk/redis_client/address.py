@@ -91,6 +91,8 @@ class RedisAddress:
 
         Raises ConfigurationError when *url* cannot be used; its message has no secret.
         """
+        if not isinstance(url, str):
+            raise _wrong("a text, a URL such as redis://localhost:6379/0")
         scheme, separator, rest = url.partition("://")
         if not separator or scheme not in _SCHEMES:
             raise _wrong("a URL that starts with " + ", ".join(f"{name}://" for name in _SCHEMES))
@@ -162,6 +164,10 @@ def _wrong(allowed: str) -> ConfigurationError:
 def _options(query: str, *, tls: bool) -> Mapping[str, str]:
     if "@" in query:
         raise _wrong("percent-encoded where a user, password or option has a ? or @ (%3F, %40)")
+    if any(part and "=" not in part for part in query.split("&")):
+        raise _wrong(
+            "with options written as name=value after the ?, and percent-encoded where a password has a ? (%3F)"
+        )
     options = dict(parse_qsl(query, keep_blank_values=True))
     for name in options:
         if name not in _OPTIONS:

@@ -126,10 +126,15 @@ class Shard:
     async def drain(self, limit: int = ALL) -> list[StoredEvent]:
         """Take the oldest and let them go."""
         lease = new_lease()
-        events = (await self.take(lease, limit)).events
+        events: list[StoredEvent] = []
+        while len(events) < limit:  # a page may be full before the limit is reached
+            page = (await self.take(lease, limit - len(events))).events
+            if not page:
+                break
+            events += page
         if events:
             assert await self.acknowledge(lease)
-        return list(events)
+        return events
 
     async def acknowledge(
         self, lease: str, events: Sequence[StoredEvent] | None = None, *, reason: DropReason | None = None

@@ -137,7 +137,11 @@ def bug() -> Fault:
 
 
 class MemoryStore:
-    """Events in memory. `choose` decides what goes wrong; `calls` has the operations in order, `appends` their batches."""
+    """
+    Events in memory. `choose` decides what goes wrong; `calls` has the operations in order, `appends` their batches.
+
+    `timeouts` has the latest time-out of each operation; no page has more than `largest_page` events.
+    """
 
     def __init__(self, shards: int = 1, *, known_ids: bool = True) -> None:
         self.shard_list = [Shard(known_ids=known_ids) for _ in range(shards)]
@@ -146,6 +150,8 @@ class MemoryStore:
         self.choose: Chooser = _no_fault
         self.calls: list[str] = []
         self.appends: list[tuple[int, int]] = []  # number and size
+        self.timeouts: dict[str, float] = {}
+        self.largest_page = 1_000_000
         self.findings: list[str] = []
         self.evict: dict[DropReason, int] = {}
         self.running = 0
@@ -163,6 +169,10 @@ class MemoryStore:
     @property
     def look_every(self) -> float | None:
         return None
+
+    @property
+    def remembers_batches(self) -> float:
+        return 60.0
 
     def shard_of(self, session: str | None) -> int:
         return sum((session or "").encode()) % len(self.shard_list)
@@ -263,7 +273,8 @@ class MemoryStore:
             chosen = [kept for kept in target.waiting if wanted(kept)]
             if kinds is not None or not in_order:  # session by session, as a store with a key for each does it
                 chosen.sort(key=lambda kept: (kept.session or "", kept.order))
-            page, more = chosen[:limit], chosen[limit:]
+            most = min(limit, self.largest_page)
+            page, more = chosen[:most], chosen[most:]
             gone = {id(kept) for kept in page}
             target.waiting = [kept for kept in target.waiting if id(kept) not in gone]
             if page or lease in target.leases:
@@ -271,7 +282,11 @@ class MemoryStore:
                 held.runs_out = time.monotonic() + hold
                 held.events.update((kept.event.ticket, kept) for kept in page)
             filtered = session is not UNSET or kinds is not None
-            return Page([kept.event for kept in page], len(target.waiting), "more" if more and filtered else "")
+            return Page(
+                [kept.event for kept in page],
+                len(target.waiting),
+                "more" if more and (filtered or most < limit) else "",
+            )
 
         return await self._do("take", shard, timeout, step)
 
@@ -387,6 +402,7 @@ class MemoryStore:
 
     async def _do(self, operation: str, shard: int, timeout: float, step: Callable[[], AnswerT]) -> AnswerT:
         self.calls.append(operation)
+        self.timeouts[operation] = timeout
         fault = self.choose(operation, shard)
         await anyio.lowlevel.checkpoint()
         if fault is None:

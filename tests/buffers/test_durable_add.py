@@ -40,11 +40,11 @@ async def balanced(buffer: DurableBuffer) -> None:
     assert (await buffer.stats()).ledger.balanced
 
 
-async def test_adds_of_one_moment_are_one_batch() -> None:
+async def test_adds_of_one_moment_share_few_batches() -> None:
     store = MemoryStore()
     async with DurableBuffer(store) as buffer:
         await add_all(buffer, 100)
-        assert [size for _, size in store.appends] == [100]
+        assert len(store.appends) <= 12  # a third of what is under way at most, so they begin small
         assert sorted(numbers(await buffer.drain())) == list(range(100))
 
 

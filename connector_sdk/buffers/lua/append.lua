@@ -11,7 +11,8 @@
 --
 -- An event older than the newest of its session (but never measured from later than the server's clock) by more than
 -- the window is dropped as expired, be it old or new; beyond the most events the oldest go (overflow), beyond the most
--- sessions the ones idle for longest (evicted). Out of memory the first write is refused, and nothing was done.
+-- sessions the ones idle for longest (evicted). Out of memory the first write is refused, and nothing was done. Only when
+-- the batch is in is its number written, so that one that came to nothing can come again.
 --
 -- The state has for each writer the number of its latest batch, and then, if any, the lower numbers that have not come
 -- (yet), each between two spaces.
@@ -50,7 +51,7 @@ local function enter(numbering)
     end
   end
   if number > latest then
-    for skipped = math.max(latest + 1, number - 100), number - 1 do
+    for skipped = math.max(latest + 1, number - 1000), number - 1 do
       missing[#missing + 1] = string.format('%.0f', skipped)
     end
     latest = number
@@ -60,7 +61,7 @@ local function enter(numbering)
   if #missing == 0 then
     return string.format('%.0f', latest)
   end
-  return string.format('%.0f ', latest) .. table.concat(missing, ' ', math.max(1, #missing - 199)) .. ' '
+  return string.format('%.0f ', latest) .. table.concat(missing, ' ', math.max(1, #missing - 1999)) .. ' '
 end
 
 local numbering = ARGV[6]
@@ -75,7 +76,8 @@ if not numbering then
 end
 
 if not found[1] or now_ms - account.kept >= math.min(100, often) then
-  call('HSET', state_key, writer, numbering) -- refused out of memory, before anything is done
+  call('HSET', state_key, 'begun', number) -- refused out of memory, before anything is done
+  call('PEXPIRE', state_key, lifetime)
   up = upkeep()
   if not found[1] then
     up.new_account()
@@ -88,6 +90,11 @@ if not found[1] or now_ms - account.kept >= math.min(100, often) then
       found[#found + 1] = state
     end
   end
+end
+
+if ARGV[2] ~= '' and ARGV[2] ~= account.epoch then
+  up = up or upkeep()
+  up.note_loss()
 end
 
 -- Drop what left the window and what is too many; returns whether anything of the session is left.
@@ -116,6 +123,16 @@ local function trim(label, expected, newest, old_arrival, touched_at)
   end
   account.buffered = account.buffered + size - expected - gone - excess
   return up.renew_session(label, newest, old_arrival, touched_at)
+end
+
+-- Add to a session; returns the refusal when that cannot be done.
+local function add_to(key, added)
+  for first = 1, #added, 2000 do
+    local reply = redis.pcall('ZADD', key, unpack(added, first, math.min(first + 1999, #added)))
+    if type(reply) == 'table' and reply.err then
+      return reply
+    end
+  end
 end
 
 local stored, duplicates, skewed, received, has_ids = 0, 0, 0, 0, false
@@ -155,11 +172,22 @@ for position, place in ipairs(places) do
       added[#added + 1] = arrival .. struct.pack('>d', time) .. ARGV[index + 2]
     end
   end
-  if newest then
+  local refusal = newest and add_to(key, added)
+  if refusal then
+    if stored == 0 and not has_ids and not string.find(refusal.err, 'WRONGTYPE', 1, true) then
+      return redis.error_reply(string.match(refusal.err, '%-(%u.*)$') or refusal.err) -- nothing was done
+    end
+    -- Somebody else has something of another kind under this name: the events of this session cannot be kept.
+    drop('rejected', #added / 2)
+    for index = place + 2, place + 3 * ARGV[place], 3 do
+      if ARGV[index] ~= '' then
+        call('ZREM', ids_key, ARGV[index])
+      end
+    end
+  elseif newest then
     local size, is_due, touched_at, oldest, arrival = #added / 2, true, now_ms, least, least_arrival
     local old_arrival = nil
     stored = stored + size
-    call_with(added, 'ZADD', key)
     if found[position + 2] then
       local old_size, old_newest, old_time, old_touched
       old_size, old_newest, old_time, old_arrival, old_touched = struct.unpack('>dddc7d', found[position + 2])
@@ -206,7 +234,7 @@ if #touched > 0 then
 end
 if has_ids then
   account.ids = 1
-  call('PEXPIRE', ids_key, lifetime + remember)
+  keep_ids()
 end
 account.seq = seq
 account.received = account.received + received
@@ -229,5 +257,8 @@ new_states[#new_states + 1] = numbering
 new_states[#new_states + 1] = 'account'
 new_states[#new_states + 1] = close_account(true)
 call_with(new_states, 'HSET', state_key)
+if up then
+  call('HDEL', state_key, 'begun')
+end
 finish()
 return reply_with(stored, duplicates, skewed)

@@ -21,14 +21,14 @@ up.close()
 
 local most, oldest, page = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[9])
 local session, skip = tonumber(ARGV[7]), tonumber(ARGV[8])
-local entries, shown, looked = {}, 0, 0
-while shown < page and looked < page do
+local entries, shown, looked, bytes = {}, 0, 0, 0
+while shown < page and looked < page and bytes < most_bytes do
   local label = call('ZREVRANGE', touched_key, session, session)[1]
   if not label then
     return up.reply_with_events(entries, 0, -1, 0)
   end
   looked = looked + 1
-  local step = page - shown
+  local step = math.min(page - shown, 64)
   if most >= 0 then
     step = math.min(step, most - skip)
   end
@@ -40,6 +40,7 @@ while shown < page and looked < page do
     entries[#entries + 1] = label
     entries[#entries + 1] = member
     shown = shown + 1
+    bytes = bytes + #member
   end
   if #events == step and step > 0 then
     skip = skip + step

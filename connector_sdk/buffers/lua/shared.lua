@@ -2,9 +2,10 @@
 --
 -- KEYS[1]   <tag>:state, where <tag> is {<key_prefix>:<shard>}. The braces are a hash tag: all keys of a shard live in one
 --           slot of a cluster. The other keys are derived from this one; no script touches keys of two shards.
--- ARGV[1]   five big-endian doubles: window of a session; lifetime of an idle key, which is window and grace; how long the
+-- ARGV[1]   six big-endian doubles: window of a session; lifetime of an idle key, which is window and grace; how long the
 --           id of an event is known after the event has gone (all in milliseconds); how many events one call may move for
---           housekeeping; 1 if events are ordered by their own time, 0 if by their arrival
+--           housekeeping; 1 if events are ordered by their own time, 0 if by their arrival; about how many bytes of events one
+--           call may return
 -- ARGV[2]   the epoch that the caller saw last, "" without one
 -- ARGV[3]   how many events the caller then saw, waiting and on lease
 -- ARGV[4]   why they are gone if that epoch is over: a drop reason
@@ -39,7 +40,7 @@ local call = redis.call
 local tag = string.sub(KEYS[1], 1, -7)
 local state_key, heads_key, touched_key = KEYS[1], tag .. ':heads', tag .. ':touched'
 local ids_key, drops_key = tag .. ':ids', tag .. ':drops'
-local window, lifetime, remember, budget, by_event = struct.unpack('>ddddd', ARGV[1])
+local window, lifetime, remember, budget, by_event, most_bytes = struct.unpack('>dddddd', ARGV[1])
 local clock = call('TIME')
 local now_us = clock[1] * 1000000 + clock[2]
 local now_ms, now = math.floor(now_us / 1000), now_us / 1000000
@@ -94,6 +95,13 @@ local function close_account(is_used)
   )
 end
 
+-- Let the ids live as long as they may be wanted: longer than this with events on a long lease.
+local function keep_ids()
+  if account.leased == 0 or call('PTTL', ids_key) < lifetime + remember then
+    call('PEXPIRE', ids_key, lifetime + remember)
+  end
+end
+
 -- To be called when the account was written.
 local function finish()
   if dropped then
@@ -108,7 +116,7 @@ local function finish()
     call('PEXPIRE', touched_key, lifetime)
     call('PEXPIRE', drops_key, lifetime)
     if account.ids == 1 then
-      call('PEXPIRE', ids_key, lifetime + remember)
+      keep_ids()
     end
   end
 end

@@ -61,7 +61,10 @@ local function advance(run)
       return false
     end
     -- One more than there should be, to see that there is none.
-    local step = math.min(run.share or share, math.max(1, run.state.size - run.loaded + 1))
+    local step = math.min(run.share or share, math.max(1, run.state.size - run.loaded + 1), 16)
+    if run.member then
+      step = math.min(run.share, math.max(1, math.floor(most_bytes / 8 / #run.member)))
+    end
     run.chunk = call('ZRANGE', run.key, run.loaded, run.loaded + step - 1)
     run.loaded = run.loaded + #run.chunk
     if #run.chunk < step then
@@ -80,14 +83,15 @@ local function advance(run)
   return true
 end
 
-local runs, entries, taken = {}, {}, 0
-while taken < limit and #heap > 0 do
+local runs, entries, taken, bytes = {}, {}, 0, 0
+while taken < limit and bytes < most_bytes and #heap > 0 do
   local run = heap[1]
   if run.member then
     entries[#entries + 1] = run.label
     entries[#entries + 1] = run.member
     run.taken = run.taken + 1
     taken = taken + 1
+    bytes = bytes + #run.member
   else
     runs[#runs + 1] = run
   end

@@ -28,7 +28,7 @@ for _ = 1, tonumber(ARGV[9]) do
   at = at + 1
 end
 
-local entries, taken, looked_at, finished = {}, 0, 0, 0
+local entries, taken, looked_at, bytes, finished = {}, 0, 0, 0, 0
 local after_time, after_arrival = '-inf', ''
 
 -- Choose events of one session; returns whether it was looked through, and the events.
@@ -37,8 +37,8 @@ local function choose(label, key)
   local rank = from_time == '-inf' and 0 or call('ZCOUNT', key, '-inf', '(' .. from_time)
   local from_order = from_arrival ~= '' and up.order_of(from_arrival) or -1
   local chosen, is_through = {}, false
-  while not is_through and taken < limit and looked_at < look do
-    local step = math.min(100, limit - taken, look - looked_at)
+  while not is_through and taken < limit and looked_at < look and bytes < most_bytes do
+    local step = math.min(looked_at == 0 and 16 or 100, limit - taken, look - looked_at)
     local chunk = call('ZRANGE', key, rank, rank + step - 1, 'WITHSCORES')
     rank = rank + step
     is_through = #chunk < 2 * step
@@ -47,6 +47,7 @@ local function choose(label, key)
       local arrival = up.arrival_of(member)
       if time ~= from_time or up.order_of(arrival) > from_order then
         looked_at = looked_at + 1
+        bytes = bytes + #member
         after_time, after_arrival = time, arrival
         if every_type or wanted[up.type_of(member)] then
           entries[#entries + 1] = label
@@ -61,7 +62,7 @@ local function choose(label, key)
 end
 
 for index = at + 1, at + 3 * tonumber(ARGV[at]), 3 do
-  if taken >= limit or looked_at >= look then
+  if taken >= limit or looked_at >= look or bytes >= most_bytes then
     break
   end
   local label = ARGV[index]

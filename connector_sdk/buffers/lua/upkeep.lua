@@ -177,10 +177,24 @@ local function upkeep()
       account.leased = account.leased + held
     end
     account.received = account.buffered + account.leased
-    local missing = tonumber(ARGV[3]) - account.received
-    if ARGV[2] ~= '' and missing > 0 then
-      account.received = account.received + missing
-      drop(ARGV[4], missing)
+    if account.received > 0 then
+      call('HSET', state_key, 'recounted', account.received)
+    end
+  end
+
+  -- The caller saw another epoch than this one, so the events that it saw then are lost, unless they are here still, or
+  -- another process has told of them.
+  local function note_loss()
+    local seen, field = tonumber(ARGV[3]), 'before:' .. ARGV[2]
+    if ARGV[2] == '' or ARGV[2] == account.epoch or seen == 0 then
+      return
+    end
+    local told = tonumber(call('HGET', state_key, field) or call('HGET', state_key, 'recounted') or 0)
+    if seen > told then
+      account.received = account.received + seen - told
+      drop(ARGV[4], seen - told)
+      call('HSET', state_key, field, seen)
+      account.fresh = 0
     end
   end
 
@@ -337,6 +351,9 @@ local function upkeep()
   end
 
   local function keep_lease_keys(lease, hold)
+    if account.ids == 1 and call('PTTL', ids_key) < hold + lifetime + remember then
+      call('PEXPIRE', ids_key, hold + lifetime + remember)
+    end
     call('ZADD', leases_key, now_ms + hold, lease)
     if call('PTTL', leases_key) < hold + lifetime then
       call('PEXPIRE', leases_key, hold + lifetime)
@@ -485,6 +502,7 @@ local function upkeep()
     else
       new_account()
     end
+    note_loss()
   end
 
   -- Put the numberings of all writers aside when there are very many, where they stay for a lifetime.
@@ -531,6 +549,7 @@ local function upkeep()
     let_go_members = let_go_members,
     mend_index = mend_index,
     new_account = new_account,
+    note_loss = note_loss,
     open_to_move = open_to_move,
     order_of = order_of,
     remove_taken = remove_taken,
