@@ -21,8 +21,7 @@ from connector_sdk.payloads import Payload
 
 __all__ = ["CommitOptions", "Committer"]
 
-#: Seconds after its first attempt in which a batch in doubt may be sent again. Stores know a batch number for a minute at
-#: least; less than that, because the last attempt may be on its way for a while.
+#: Seconds after its first attempt in which a batch in doubt may be sent again, if the store remembers its number so long.
 _DOUBT_LIMIT = 55.0
 #: Seconds between attempts at a store that is full, when callers wait for it.
 _FULL_PAUSE = 0.25
@@ -317,7 +316,7 @@ class Committer:
         """Drop batches whose number the store may have forgotten: sent again they might be stored twice."""
         if self._options.blocks:
             return
-        limit = time.monotonic() - _DOUBT_LIMIT
+        limit = time.monotonic() - min(_DOUBT_LIMIT, self._gate.store.remembers_batches)
         for batch in [batch for batch in self._to_resend if batch.sent_at <= limit]:
             self._drop(batch, DropReason.UNAVAILABLE, in_doubt=True)
 

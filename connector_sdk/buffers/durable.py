@@ -34,8 +34,6 @@ __all__ = ["DurableBuffer", "DurableOverflow"]
 
 #: What becomes of an event for which the store is too slow or away: given up, or its caller waits.
 DurableOverflow: TypeAlias = Literal["drop_newest", "block"]
-
-
 #: Seconds that the store may take to close.
 _CLOSE_TIMEOUT = 2.0
 
@@ -46,10 +44,9 @@ class DurableBuffer:
 
     ::
 
-        async with RedisEventBuffer("redis://localhost") as buffer:
-            await buffer.add(payload)
-            async with buffer.lease() as lease:
-                await index(lease.events)
+        await buffer.add(payload)
+        async with buffer.lease() as lease:
+            await index(lease.events)
 
     Works on asyncio and trio, in one event loop at a time; sync code and other threads use `BlockingBuffer`. `async with`
     is optional, `aclose` is not: without it, what was not sent is lost with the event loop. Nothing is done before the

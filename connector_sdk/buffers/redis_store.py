@@ -184,10 +184,9 @@ class RedisStore:
         in_order: bool = True,
     ) -> Page:
         """Take events: `lua/take.lua` or `lua/take_any.lua`, or with a filter `lua/take_matching.lua`."""
-        deadline = time.monotonic() + timeout
         if session is UNSET and kinds is None:
             script = self._scripts.take if in_order else self._scripts.take_any
-            answer = await self._keeping_house(script, shard, [lease, _milliseconds(hold), limit], deadline)
+            answer = await self._keeping_house(script, shard, [lease, _milliseconds(hold), limit], timeout)
             first_ticket = integer_of(answer.rest[1])
             events = events_of(answer.rest[2:], first_ticket)
             more = "more" if answer.waiting else ""
@@ -201,7 +200,7 @@ class RedisStore:
             else:
                 labels = [label_of(session)]
             scan = Scan(labels)
-        return await self._take_matching(shard, lease, limit, scan, kinds, hold=hold, deadline=deadline)
+        return await self._take_matching(shard, lease, limit, scan, kinds, hold=hold, timeout=timeout)
 
     async def _take_matching(
         self,
@@ -212,7 +211,7 @@ class RedisStore:
         kinds: Collection[str] | None,
         *,
         hold: float,
-        deadline: float,
+        timeout: float,
     ) -> Page:
         labels = scan.labels[:_LOOK_AT]
         arguments: list[bytes | str | int] = [lease, _milliseconds(hold), limit, _LOOK_AT]
@@ -224,7 +223,7 @@ class RedisStore:
         for label in labels:
             arguments += (label, scan.time, scan.arrival)
             scan.time, scan.arrival = b"-inf", b""
-        answer = await self._keeping_house(self._scripts.take_matching, shard, arguments, deadline)
+        answer = await self._keeping_house(self._scripts.take_matching, shard, arguments, timeout)
         first_ticket, finished = integer_of(answer.rest[1]), integer_of(answer.rest[2])
         scan.time, scan.arrival = bytes_of(answer.rest[3]), bytes_of(answer.rest[4])
         del scan.labels[:finished]
@@ -264,11 +263,10 @@ class RedisStore:
 
     async def give_back(self, shard: int, lease: str, *, timeout: float) -> bool:
         """Return events: `lua/give_back.lua`."""
-        deadline = time.monotonic() + timeout
         answer = await self._run(self._scripts.give_back, shard, [lease, 1], timeout)
         was_held = integer_of(answer.rest[0]) == 1
         while integer_of(answer.rest[1]) == 1:
-            answer = await self._run(self._scripts.give_back, shard, [lease, 0], _left(deadline))
+            answer = await self._run(self._scripts.give_back, shard, [lease, 0], timeout)
         return was_held
 
     async def quarantine(self, shard: int, lease: str, events: Sequence[StoredEvent], *, timeout: float) -> bool:
@@ -295,14 +293,13 @@ class RedisStore:
 
         Events that come or go meanwhile may be in the answer or not; each is in it once.
         """
-        deadline = time.monotonic() + timeout
         found: dict[tuple[float, int], StoredEvent] = {}
         session = skip = 0
         oldest = b"-inf"
         while session >= 0 and limit != 0:
             most = -1 if limit is None else limit
             arguments: list[bytes | str | int] = [most, oldest, session, skip, _PEEK_PAGE]
-            answer = await self._keeping_house(self._scripts.peek, shard, arguments, deadline)
+            answer = await self._keeping_house(self._scripts.peek, shard, arguments, timeout)
             session, skip = integer_of(answer.rest[1]), integer_of(answer.rest[2])
             for event in events_of(answer.rest[3:]):
                 found[event.time, event.arrival] = event
@@ -314,13 +311,12 @@ class RedisStore:
 
     async def sessions(self, shard: int, *, timeout: float) -> dict[str | None, int]:
         """Return the sessions: `HSCAN`."""
-        deadline = time.monotonic() + timeout
         await self.census(shard, timeout=timeout)
-        return await self._sessions(shard, deadline)
+        return await self._sessions(shard, timeout)
 
     async def census(self, shard: int, *, timeout: float) -> Census:
         """Count: `lua/census.lua`."""
-        answer = await self._keeping_house(self._scripts.census, shard, [], time.monotonic() + timeout)
+        answer = await self._keeping_house(self._scripts.census, shard, [], timeout)
         received, delivered, skewed, sessions, leases, quarantined, oldest = integers_of(answer.rest[1:8])
         return Census(
             ledger=Ledger(
@@ -366,11 +362,11 @@ class RedisStore:
 
     # -- inner
 
-    async def _sessions(self, shard: int, deadline: float) -> dict[str | None, int]:
+    async def _sessions(self, shard: int, timeout: float) -> dict[str | None, int]:
         found: dict[str | None, int] = {}
         key, cursor = self._tags[shard] + b":state", b"0"
         while True:
-            reply = array_of(await self._call(shard, "HSCAN", key, cursor, "COUNT", 1000, timeout=_left(deadline)))
+            reply = array_of(await self._call(shard, "HSCAN", key, cursor, "COUNT", 1000, timeout=timeout))
             cursor, entries = bytes_of(reply[0]), array_of(reply[1])
             for field, state in zip(entries[::2], entries[1::2], strict=True):
                 if is_label(label := bytes_of(field)):
@@ -379,12 +375,12 @@ class RedisStore:
                 return found
 
     async def _keeping_house(
-        self, script: Script, shard: int, arguments: Sequence[bytes | str | int], deadline: float
+        self, script: Script, shard: int, arguments: Sequence[bytes | str | int], timeout: float
     ) -> Answer:
         """Run a script whose answer may be that other work comes first."""
         dropped: dict[DropReason, int] = {}
         while True:
-            answer = await self._run(script, shard, arguments, _left(deadline))
+            answer = await self._run(script, shard, arguments, timeout)
             for reason, number in answer.dropped.items():
                 dropped[reason] = dropped.get(reason, 0) + number
             if integer_of(answer.rest[0]) == 0:
@@ -437,10 +433,6 @@ def _unavailable(error: RedisUnavailableError | RedisRefusedError) -> BufferUnav
 
 def _milliseconds(seconds: float) -> int:
     return max(0, min(round(seconds * 1000), _LONGEST))
-
-
-def _left(deadline: float) -> float:
-    return max(0.001, deadline - time.monotonic())
 
 
 def _without_duplicates(answer: Answer) -> dict[DropReason, int]:

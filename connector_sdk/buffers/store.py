@@ -5,8 +5,8 @@ A store keeps records in *shards* (one, unless it can spread its work), hands th
 what became of them. It decides nothing about retries, drops, batching or payloads: it does one step, completely or not at
 all, or raises. `connector_sdk.testing.EventStoreContract` is the test suite that a store must pass.
 
-Every method that talks to the storage has a *timeout* in seconds and raises `BufferUnavailableError` when there was no
-answer by then (a little later is allowed), when the storage cannot be reached, or when it refuses. `in_doubt` of the error
+Every method that talks to the storage has a *timeout* in seconds for each request that it makes, one as a rule, and raises
+`BufferUnavailableError` when there was no answer by then (a little later is allowed), when the storage cannot be reached, or when it refuses. `in_doubt` of the error
 says whether the step may have been done all the same. A cancelled call is like one in doubt: the step was done completely
 or not at all, and the store stays usable.
 

@@ -99,7 +99,7 @@ async def test_chaos(redis_server: Server, redis_proxy: Proxy, make_buffer: Make
     buffer = make_buffer(redis_proxy.url, shards=3, response_timeout=0.3, max_concurrent=chance.choice([1, 3, 10]))
     direct = make_buffer(redis_server.url, shards=3)
     chaos = Chaos(buffer, direct, books, chance)
-    until = time.monotonic() + SECONDS / 5
+    until = time.monotonic() + SECONDS / 8
     async with anyio.create_task_group() as group:
         for _ in range(8):
             group.start_soon(chaos.add)

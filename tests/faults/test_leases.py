@@ -54,6 +54,7 @@ def start_holder(url: str, seconds: float, most: int) -> tuple[subprocess.Popen[
     return process, process.stdout.readline().split()
 
 
+@one_kind
 async def test_what_a_killed_process_had_on_lease_comes_again_once(
     redis_server: Server, make_buffer: MakeBuffer, books: Books, holder: list[subprocess.Popen[str]]
 ) -> None:
