@@ -6,9 +6,9 @@ what became of them. It decides nothing about retries, drops, batching or payloa
 all, or raises. `connector_sdk.testing.EventStoreContract` is the test suite that a store must pass.
 
 Every method that talks to the storage has a *timeout* in seconds for each request that it makes, one as a rule, and raises
-`BufferUnavailableError` when there was no answer by then (a little later is allowed), when the storage cannot be reached, or when it refuses. `in_doubt` of the error
-says whether the step may have been done all the same. A cancelled call is like one in doubt: the step was done completely
-or not at all, and the store stays usable.
+`BufferUnavailableError` when there was no answer by then (a little later is allowed), when the storage cannot be reached,
+or when it refuses. `in_doubt` of the error says whether the step may have been done all the same. A cancelled call is like
+one in doubt: the step was done completely or not at all, and the store stays usable.
 
 A *lease* is named by its holder with a string that is unique for all processes and all time. Events on lease are seen by
 nobody else. When a lease's time is up they wait again, at their old places, as soon as any method that reads or takes is

@@ -1,4 +1,4 @@
-"""`make bench`: the clients and the buffer against their floors and their peers. Speed is reported, not asserted."""
+"""`make bench`: the clients and the buffers against their floors and their peers. Speed is reported, not asserted."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.benchmarks import bench_client
+from tests.benchmarks import bench_client, bench_redis
 from tests.benchmarks.peers import PEERS, PeersNotAvailableError, peers_python
 from tests.benchmarks.report import Row, render
+from tests.benchmarks.runs import CandidateCrashedError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,14 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: list[Row] = []
     failure = ""
     try:
-        if options.only != "buffer":
+        if options.only in (None, "client"):
             rows += bench_client.run(quick=options.quick, rounds=options.rounds, peers=peers, progress=tell)
-        if options.only != "client":
+        if options.only in (None, "buffer"):
             from tests.benchmarks import bench_buffer
 
             tell("buffer")
             rows += bench_buffer.run(quick=options.quick)
-    except bench_client.CandidateCrashedError as error:
+        if options.only in (None, "redis"):
+            rows += bench_redis.run(quick=options.quick, rounds=options.rounds, peers=peers, progress=tell)
+    except CandidateCrashedError as error:
         failure = str(error)
     tell("")
     facts = machine(load=load, with_peers=peers is not None)
@@ -62,7 +65,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few rounds of few events: does it all work?")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
-    parser.add_argument("--only", choices=("client", "buffer"), help="measure only this")
+    parser.add_argument("--only", choices=("client", "buffer", "redis"), help="measure only this")
     parser.add_argument("--no-peers", action="store_true", help="leave the other packages out, and install nothing")
     parser.add_argument("--rounds", type=positive, help="how often each candidate runs (default 5, quick 2)")
     return parser.parse_args(arguments)
@@ -82,7 +85,7 @@ def machine(*, load: float, with_peers: bool) -> dict[str, str]:
     facts = {"Python": platform.python_version(), "on": f"{platform.system()}, {cores} x {processor()}"}
     if math.isfinite(load):
         facts["load before"] = f"{load:.1f}"
-    facts |= {name: version(name) for name in ("connector_sdk", "httpx", "h11", "anyio", "msgspec")}
+    facts |= {name: version(name) for name in ("connector_sdk", "httpx", "h11", "anyio", "msgspec", "redis", "hiredis")}
     facts["peers"] = ", ".join(PEERS) if with_peers else "not available"
     return facts
 
