@@ -112,7 +112,7 @@ def test_the_beginning_of_a_log_can_be_played(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_cleanly(number: signal.Signals, code: int) -> None:
     with Process("demo", "--seconds", "15") as process:
-        process.wait_for(r"1\.\d s  sent")
+        process.wait_for(r"\d\.\d s  sent")  # the first line may be late on a busy machine
         assert process.interrupt(number).end() == code
     assert process.err == ""
 
