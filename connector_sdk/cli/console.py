@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -36,6 +37,7 @@ _TINTS: Final = ("cyan", "magenta", "green", "yellow", "blue", "bright_cyan", "b
                  "bright_yellow", "bright_blue", "bright_red", "red")  # fmt: skip
 
 
+_AGAIN: Final = 0.01  # seconds
 _INTERRUPTED: Final = 130
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
@@ -85,16 +87,30 @@ def styled(*parts: tuple[str, str]) -> Text:
     return Text.assemble(*((printable(text), style) for text, style in parts), no_wrap=True, overflow="ellipsis")
 
 
+def _is_in_finalizer(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
+
+
 @contextmanager
 def signals() -> Iterator[None]:
     """Let SIGTERM end the block as Ctrl-C does, by raising Terminated (a KeyboardInterrupt) in it."""
 
-    def terminate(_number: int, _frame: FrameType | None) -> NoReturn:
-        raise Terminated
+    def end(number: int, frame: FrameType | None) -> None:
+        if _is_in_finalizer(frame):
+            # Python would print what is raised in a finalizer, and go on: the signal comes again a moment later.
+            again = threading.Timer(_AGAIN, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+            return
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
-    before = signal.signal(signal.SIGTERM, terminate)
     # A shell that starts us in the background (`cmd &`) has SIGINT ignored; whoever sends it to us means it.
-    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, end)
+    interrupt = signal.signal(signal.SIGINT, end)
     try:
         yield
     finally:

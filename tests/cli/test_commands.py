@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,3 +108,24 @@ def test_the_library_never_imports_what_the_command_needs() -> None:
 def test_help_into_a_closed_pipe_is_quiet() -> None:
     program = "import os, sys; os.close(1); from connector_sdk.cli import main; sys.argv[1:] = ['--help']; main()"
     assert "Traceback" not in run(command=[sys.executable, "-c", program]).err
+
+
+def test_a_signal_in_a_finalizer_is_not_lost() -> None:
+    """Python prints what is raised in a `__del__`, and goes on as if nothing had come."""
+    program = """
+import os, signal, sys, time
+from connector_sdk.cli.console import signals
+
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+
+try:
+    with signals():
+        Dying()
+        time.sleep(30)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (process.returncode, process.stderr) == (130, "")
