@@ -132,6 +132,11 @@ class BatchQueue:
         while self._groups and self._groups[0].opened <= than:
             yield self._remove_first()
 
+    def postpone(self, seconds: float, now: float) -> None:
+        """Let the groups that wait be *seconds* younger, none of them younger than *now*."""
+        for group in self._groups:
+            group.opened = min(group.opened + seconds, now)
+
     def take_all(self) -> Iterator[Group]:
         """Take every group, one after the other."""
         while self._groups:

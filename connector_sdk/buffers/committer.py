@@ -370,8 +370,13 @@ class Committer:
 
     async def _tick_on(self) -> None:
         while not self._over and (self._queue.size or any(not batch.released for batch in self._in_flight)):
+            due = time.monotonic() + self._step
             await anyio.sleep(self._step)
-            self._tick(time.monotonic())
+            now = time.monotonic()
+            if now - due > self._step:
+                # This process stood still, or its event loop was busy: that says nothing about the store.
+                self._queue.postpone(now - due, now)
+            self._tick(now)
 
     def _tick(self, now: float) -> None:
         late = now - self._span - self._options.acquire_timeout

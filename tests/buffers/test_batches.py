@@ -101,6 +101,16 @@ def test_old_groups_are_taken_by_their_opening() -> None:
     assert times(list(waiting.take_all())) == [[2]]
 
 
+def test_what_waits_can_be_postponed_and_stays_in_order() -> None:
+    waiting = queue(max_records=1)
+    for number in range(3):
+        put(waiting, number, now=float(number))
+    waiting.postpone(1.5, now=2.5)
+    assert times(list(waiting.take_older(1.4))) == []
+    assert times(list(waiting.take_older(1.5))) == [[0]]
+    assert times(list(waiting.take_older(2.5))) == [[1], [2]]  # as if they came just now, not later
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 def test_waking_a_batch_wakes_every_group(groups: int) -> None:
     waiting = queue(max_records=2, span=0.0)

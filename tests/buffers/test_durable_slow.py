@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import anyio
 import anyio.lowlevel
 import pytest
@@ -52,6 +54,20 @@ async def test_a_probe_has_as_long_as_any_request_to_a_store_far_away(response_t
         await until_state(buffer, "open")
         await until_state(buffer, "closed")
         assert store.timeouts["census"] == probe
+
+
+async def test_a_process_that_stood_still_does_not_blame_the_store() -> None:
+    store = MemoryStore()
+    async with DurableBuffer(store, max_concurrent=1, max_batch=1, acquire_timeout=0.1) as buffer:
+        await buffer.add(event(0))
+        async with anyio.create_task_group() as tasks:
+            for number in range(1, 50):
+                tasks.start_soon(buffer.add, event(number))
+            await anyio.lowlevel.checkpoint()
+            time.sleep(0.5)  # noqa: ASYNC251 - the whole process stands still
+        stats = await buffer.stats()
+        assert stats.ledger.dropped == {}
+        assert stats.ledger.delivered == 50
 
 
 async def test_what_looks_at_everything_has_ten_times_as_long() -> None:
