@@ -25,7 +25,17 @@ from msgspec import UNSET, UnsetType
 
 from connector_sdk.ledger import DropReason, Ledger
 
-__all__ = ["Appended", "Census", "EventStore", "Page", "Quarantined", "Record", "SessionFilter", "StoredEvent"]
+__all__ = [
+    "Appended",
+    "Buried",
+    "Census",
+    "EventStore",
+    "Page",
+    "Quarantined",
+    "Record",
+    "SessionFilter",
+    "StoredEvent",
+]
 
 #: One session (None is the session of events without one), or UNSET for every session.
 SessionFilter: TypeAlias = str | UnsetType | None
@@ -80,6 +90,15 @@ class Quarantined(msgspec.Struct, frozen=True, gc=False):
     body: bytes
 
 
+class Buried(msgspec.Struct, frozen=True, gc=False):
+    """A dead letter as a store keeps it."""
+
+    session: str | None
+    event: StoredEvent  #: `arrival` names it within the shard, for good; `ticket` means nothing
+    evidence: Sequence[bytes]  #: one for each time that it was buried, oldest first; opaque to the store
+    buried_at: float  #: the last time, in Unix seconds of the store's clock
+
+
 class Census(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One consistent reading of one shard."""
 
@@ -88,6 +107,7 @@ class Census(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     leases: int = 0
     skewed: int = 0
     quarantined: int = 0
+    dead_letters: int = 0
     oldest_age: float | None = None  #: seconds since the oldest waiting event arrived at the earliest; None without one
     dropped: Mapping[DropReason, int] = {}  #: events given up just now, because of this look, by reason
 
@@ -188,6 +208,37 @@ class EventStore(Protocol):
 
     async def quarantined(self, shard: int, *, timeout: float) -> list[Quarantined]:
         """Return what was put aside, oldest first."""
+
+    async def bury(
+        self, shard: int, lease: str, letters: Sequence[tuple[StoredEvent, bytes]], *, timeout: float
+    ) -> bool:
+        """
+        Move events of *lease*, each with its evidence, to the dead letters in one atomic step; False without such a lease.
+
+        They count as dropped ("dead_letter"). Dead letters outlive the window and the idle time of the shard; when there
+        are more than the store's bound the oldest go. An event that was redriven keeps the evidence of its earlier deaths.
+        Events of *lease* that were acknowledged before are passed over.
+        """
+
+    async def dead_letters(
+        self, shard: int, limit: int, *, cursor: str = "", timeout: float
+    ) -> tuple[list[Buried], str]:
+        """Return up to *limit* dead letters, the first buried first, and where to go on ("" when there are no more)."""
+
+    async def dead_letter(self, shard: int, arrival: int, *, timeout: float) -> Buried | None:
+        """Return one dead letter, None when there is none of that name."""
+
+    async def redrive(self, shard: int, arrivals: Sequence[int], *, timeout: float) -> list[int]:
+        """
+        Let dead letters wait again in one atomic step, as if they had just come; return those that do.
+
+        They are ordered by the time of this call, and among themselves by arrival, which they keep. They count as received
+        once more. Their evidence is kept until they are buried again, or as long as a dead letter would be. What is no
+        dead letter (any more) is passed over.
+        """
+
+    async def purge(self, shard: int, arrivals: Sequence[int] | None, *, timeout: float) -> int:
+        """Discard dead letters (None: all) for good; return how many. They were counted when they were buried."""
 
     async def peek(self, shard: int, limit: int | None, *, timeout: float) -> list[StoredEvent]:
         """Return the *limit* newest waiting events (None: all) in order, and leave them."""

@@ -13,7 +13,7 @@ import msgspec
 
 from connector_sdk.errors import CheckpointError
 
-__all__ = ["CheckpointStore", "FileCheckpoint", "MemoryCheckpoint"]
+__all__ = ["CheckpointStore", "Disconnecting", "FencedCheckpoint", "FileCheckpoint", "MemoryCheckpoint"]
 
 
 @runtime_checkable
@@ -31,6 +31,24 @@ class CheckpointStore(Protocol):
 
     async def save(self, stream: str, event_id: str) -> None:
         """Store *event_id* so that it survives what the store promises; CheckpointError when that failed."""
+        ...
+
+
+@runtime_checkable
+class FencedCheckpoint(Protocol):
+    """The ability of a CheckpointStore to refuse what a deposed leader saves; clients with a leader use it."""
+
+    async def save_fenced(self, stream: str, event_id: str, token: int) -> None:
+        """As `save`, by the leader with *token*; CheckpointError when one with a higher token has saved *stream*."""
+        ...
+
+
+@runtime_checkable
+class Disconnecting(Protocol):
+    """The ability of a CheckpointStore to leave the event loop; the client asks for it at the end of its run."""
+
+    async def disconnect(self) -> None:
+        """Close what belongs to this event loop, unless it is in use; the next call opens it again."""
         ...
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from contextvars import ContextVar
+from functools import partial
 from typing import Final
 
 import anyio
@@ -31,12 +32,14 @@ from connector_sdk.client.runners import Runners
 from connector_sdk.client.session import ConnectionState, Session
 from connector_sdk.client.sse import Item, SSEParser
 from connector_sdk.client.stats import ClientStats, StopReport
+from connector_sdk.client.terms import Terms
 from connector_sdk.errors import (
     ClientStateError,
     ConnectorError,
     RetriesExhaustedError,
     TransientStreamError,
 )
+from connector_sdk.leadership import Term
 from connector_sdk.ledger import DropReason
 from connector_sdk.observe import Notifier, RateLimitedLogger, redact_url
 from connector_sdk.retries import ReconnectSchedule
@@ -105,10 +108,13 @@ class Engine:
             async with anyio.create_task_group() as tasks:
                 runners.start(tasks)
                 tasks.start_soon(self.keeper.keep)
-                with anyio.CancelScope() as self._scope:
-                    if self._stop_by is None:
-                        await self._pump(runners)
-                drained = await self._drain()
+                if self.options.leader is not None:
+                    drained = await Terms(self, self.options.leader, partial(self._pump, runners)).receive()
+                else:
+                    with anyio.CancelScope() as self._scope:
+                        if self._stop_by is None:
+                            await self._pump(runners)
+                    drained = await self.drain()
                 tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             self.failure = self.failure or _only(group)
@@ -117,6 +123,7 @@ class Engine:
                 running = await runners.close(_THREAD_GRACE)
                 self.lanes.abandon()
                 await self.keeper.save_last()
+                await self.keeper.disconnect()
                 left = self.lanes.ledger().dropped.get(DropReason.ABANDONED, 0) - given_up
                 self.end(StopReport(drained=drained and not left, left=left, running=running))
             running_engine.reset(outer)
@@ -200,11 +207,13 @@ class Engine:
                         await close_response(response, body)
                 await self._lost(error or TransientStreamError("the server ended the stream"))
 
-    async def _pump(self, runners: Runners) -> None:
+    async def _pump(self, runners: Runners, term: Term | None = None) -> None:
         try:
             async with aclosing(self.batches()) as batches:
                 dispatch = self.dispatcher.dispatch
                 async for items in batches:
+                    if term is not None and not term.is_current:
+                        return
                     rest = dispatch(items)
                     runners.prod()
                     if rest or self.dispatcher.has_news:
@@ -215,7 +224,7 @@ class Engine:
         except ConnectorError as error:
             self.failure = self.failure or error
 
-    async def _drain(self) -> bool:
+    async def drain(self) -> bool:
         """Let the handlers finish what was received; False when they did not in time, which a later stop may shorten."""
         at_end = time.monotonic() + _DRAIN_AT_END
         with anyio.move_on_after(max((self._stop_by or at_end) - time.monotonic(), _TELLING)):
@@ -282,6 +291,10 @@ class Engine:
 
     def _obey_server(self, seconds: float) -> None:
         self._schedule.obey_server(seconds)
+
+    def start_over(self) -> None:
+        """Forget the failed attempts."""
+        self._schedule = self._fresh_schedule()
 
     def _fresh_schedule(self) -> ReconnectSchedule:
         options = self.options

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Protocol, Self, TypeAlias, TypeVar
+from typing import Protocol, Self, TypeAlias, TypeVar, runtime_checkable
 
 import anyio
 import httpx
@@ -17,6 +17,7 @@ from connector_sdk.client.options import ClientOptions, Default, DefaultInt, Ove
 from connector_sdk.client.session import ConnectionState, Gap
 from connector_sdk.client.stats import ClientStats
 from connector_sdk.errors import ConfigurationError
+from connector_sdk.leadership import Leadership
 from connector_sdk.observe import Notifier
 from connector_sdk.payloads import ActionsPayload, Payload, SummaryPayload
 from connector_sdk.wakeups import current_waker
@@ -33,6 +34,16 @@ class Sink(Protocol):
 
     def add(self, payload: Payload, /) -> object:
         """Take one payload."""
+        ...
+
+
+@runtime_checkable
+class Overflowing(Protocol):
+    """The ability of a buffer to tell what it does with an event for which it has no place."""
+
+    @property
+    def overflow(self) -> str:
+        """The policy: "drop_newest" for one that gives up the event that `add` was called with."""
         ...
 
 
@@ -61,6 +72,8 @@ class ClientFace:
         max_event_bytes: a larger event is dropped and counted, 1024 or more. Default 16 MiB.
         max_threads: how many plain callbacks may run at once, 1 or more. Default 32.
         checkpoint: where the id of the last finished event is kept, so that a restart goes on behind it.
+        leader: of all processes with the same leadership, a `Leader`, one receives and the others stand by (state
+            "standby"). Needs callbacks: such a client is not iterated over.
         on_connect: called without arguments after each connect; like `.on_connect(fn)`.
         on_disconnect: called without arguments when an open connection was lost; like `.on_disconnect(fn)`.
         observer: a hook for metrics: an Observer, or any object with some of its methods.
@@ -92,6 +105,7 @@ class ClientFace:
         max_event_bytes: int = DefaultInt(16 * 1024 * 1024),
         max_threads: int = DefaultInt(32),
         checkpoint: CheckpointStore | None = None,
+        leader: Leadership | None = None,
         on_connect: Hook | None = None,
         on_disconnect: Hook | None = None,
         observer: object | None = None,
@@ -133,15 +147,27 @@ class ClientFace:
         """Call *fn* with each event of *event_type*, known to this version or not, or of every type with "*"."""
         return self._register(event_type, fn, on_failure)
 
-    def into(self, buffer: Sink, *, on_failure: FailurePolicy = "log") -> Self:
+    def into(self, buffer: Sink, *, on_failure: FailurePolicy | None = None) -> Self:
         """
         Put every event, of whatever type, into *buffer*: an EventBuffer, a BufferBackend, or anything with `add(payload)`.
 
         An EventBuffer that blocks when full is waited for without blocking the event loop.
+
+        With a checkpoint an id is stored only when the buffer has the event. So a buffer whose `overflow` is "drop_newest"
+        is a ConfigurationError then, and *on_failure*, when it is not given, is "stop" in place of "log": an event that
+        the buffer refuses stays unfinished, the run ends, and a restart gets the event again.
         """
         if not callable(getattr(buffer, "add", None)):
             raise ConfigurationError("buffer", buffer, "an object with an add(payload) method, plain or async")
-        return self._register(ANY_TYPE, buffer.add, on_failure)
+        resumes = self._options.checkpoint is not None
+        if resumes and isinstance(buffer, Overflowing) and buffer.overflow == "drop_newest":
+            raise ConfigurationError(
+                "overflow",
+                buffer.overflow,
+                'for example "block" in a buffer behind a client with a checkpoint: the id of an event that the buffer '
+                "dropped would be stored, and a restart would not ask for it again",
+            )
+        return self._register(ANY_TYPE, buffer.add, on_failure or ("stop" if resumes else "log"))
 
     def on_drop(self, fn: Callable[[Payload, int], object]) -> Self:
         """

@@ -8,6 +8,7 @@ from typing import Final
 
 import anyio
 
+from connector_sdk.client.checkpoint import Disconnecting, FencedCheckpoint
 from connector_sdk.client.hooks import Hooks
 from connector_sdk.client.lanes import Lanes
 from connector_sdk.client.options import ClientOptions
@@ -35,6 +36,8 @@ class CheckpointKeeper:
         self._notifier = notifier
         self._log = RateLimitedLogger(logger)
         self._saved_at = 0.0
+        #: The fencing token of the term in which the events were received; None without a leader.
+        self.token: int | None = None
         #: The id in the store, as far as we know.
         self.saved: str | None = None
         #: Saves that failed.
@@ -75,6 +78,13 @@ class CheckpointKeeper:
         with anyio.move_on_after(_LAST_SAVE_TIMEOUT, shield=True):
             await self.save()
 
+    async def disconnect(self) -> None:
+        """Let the store close what belongs to this event loop."""
+        store: object = self._store
+        if isinstance(store, Disconnecting):
+            with anyio.move_on_after(_LAST_SAVE_TIMEOUT, shield=True):
+                await store.disconnect()
+
     async def save(self) -> None:
         """Save the finished id if it is not the saved one. A failure is counted and told; the stream goes on."""
         event_id = self._lanes.finished_id
@@ -82,7 +92,11 @@ class CheckpointKeeper:
             return
         began = self._saved_at = time.monotonic()
         try:
-            await self._store.save(self._stream, event_id)
+            store: object = self._store
+            if self.token is not None and isinstance(store, FencedCheckpoint):
+                await store.save_fenced(self._stream, event_id, self.token)
+            else:
+                await self._store.save(self._stream, event_id)
         except Exception as error:  # noqa: BLE001 - a store is not ours; unsaved ids only mean repeated events
             self.errors += 1
             self._log.warning("save", "the checkpoint could not be saved (%s): a restart repeats events", _shown(error))

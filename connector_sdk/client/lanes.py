@@ -284,6 +284,12 @@ class Lanes:
             self._ready_threaded.clear()
             self._in_order.clear()
 
+    def resume_after(self, event_id: str) -> None:
+        """Begin anew behind *event_id*, "" for none: give up what waits and forget what was finished here."""
+        with self._lock:
+            self.abandon()
+            self.finished_id = event_id or None
+
     def oldest_arrival(self) -> float | None:
         """Monotonic time at which the oldest unfinished event arrived."""
         with self._lock:

@@ -12,6 +12,7 @@ import msgspec
 
 from connector_sdk.client.checkpoint import CheckpointStore
 from connector_sdk.errors import ConfigurationError
+from connector_sdk.leadership import Leadership
 from connector_sdk.observe import redact_url
 from connector_sdk.options import check_choice, check_integer, check_seconds
 
@@ -67,6 +68,7 @@ class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_event_bytes: int
     max_threads: int
     checkpoint: CheckpointStore | None
+    leader: Leadership | None
     http_client: httpx.AsyncClient | None
 
     @property
@@ -116,6 +118,7 @@ class _Resolver:
             max_event_bytes=self._integer("max_event_bytes", minimum=1024),
             max_threads=self._integer("max_threads", minimum=1),
             checkpoint=checkpoint,
+            leader=self._leader(),
             http_client=self._http_client(),
         )
 
@@ -179,6 +182,12 @@ class _Resolver:
         if callable(value):
             return value
         return check_token(name, value)
+
+    def _leader(self) -> Leadership | None:
+        leader = self._given["leader"]
+        if leader is None or isinstance(leader, Leadership):
+            return leader
+        raise ConfigurationError("leader", leader, "a Leadership such as Leader(redis_url, name), or None")
 
     def _http_client(self) -> httpx.AsyncClient | None:
         client = self._given["http_client"]

@@ -34,6 +34,8 @@ class Pull:
             raise ClientStateError(
                 "this client has callbacks: its events go to them. Use run(), or another client to iterate over"
             )
+        if engine.options.leader is not None:
+            raise ClientStateError("a client with a leader has callbacks, and run(): it is not iterated over")
         self._engine = engine
         everything = Handlers()
         everything.add(ANY_TYPE, Handler(_keep, "log"))

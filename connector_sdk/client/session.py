@@ -34,6 +34,7 @@ class ConnectionState(enum.StrEnum):
     """Where a client is: `client.state`, and what `Observer.connection_state` hears."""
 
     IDLE = "idle"  #: not started, or about to start again
+    STANDBY = "standby"  #: another process leads; waits until it is this one's turn (only with `leader=`)
     CONNECTING = "connecting"  #: a request is on its way
     OPEN = "open"  #: status and content type were checked, events may come
     STALE = "stale"  #: no byte for `read_timeout` seconds; the connection is being replaced
@@ -44,15 +45,23 @@ class ConnectionState(enum.StrEnum):
 #: From each state, the states that may follow.
 TRANSITIONS: Final[Mapping[ConnectionState, frozenset[ConnectionState]]] = MappingProxyType(
     {
-        ConnectionState.IDLE: frozenset({ConnectionState.CONNECTING, ConnectionState.CLOSED}),
+        ConnectionState.IDLE: frozenset(
+            {ConnectionState.STANDBY, ConnectionState.CONNECTING, ConnectionState.CLOSED}
+        ),
+        ConnectionState.STANDBY: frozenset({ConnectionState.CONNECTING, ConnectionState.CLOSED}),
         ConnectionState.CONNECTING: frozenset(
-            {ConnectionState.CONNECTING, ConnectionState.OPEN, ConnectionState.BACKOFF, ConnectionState.CLOSED}
+            {
+                ConnectionState.STANDBY, ConnectionState.CONNECTING, ConnectionState.OPEN, ConnectionState.BACKOFF,
+                ConnectionState.CLOSED,
+            }
         ),
         ConnectionState.OPEN: frozenset(
-            {ConnectionState.STALE, ConnectionState.BACKOFF, ConnectionState.CLOSED}
+            {ConnectionState.STANDBY, ConnectionState.STALE, ConnectionState.BACKOFF, ConnectionState.CLOSED}
         ),
-        ConnectionState.STALE: frozenset({ConnectionState.BACKOFF, ConnectionState.CLOSED}),
-        ConnectionState.BACKOFF: frozenset({ConnectionState.CONNECTING, ConnectionState.CLOSED}),
+        ConnectionState.STALE: frozenset({ConnectionState.STANDBY, ConnectionState.BACKOFF, ConnectionState.CLOSED}),
+        ConnectionState.BACKOFF: frozenset(
+            {ConnectionState.STANDBY, ConnectionState.CONNECTING, ConnectionState.CLOSED}
+        ),
         ConnectionState.CLOSED: frozenset({ConnectionState.IDLE}),
     }
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from connector_sdk import BufferUnavailableError, ConfigurationError, HandlerError, MemoryCheckpoint
 from connector_sdk.buffers.memory import EventBuffer
 from connector_sdk.callbacks import is_quick_callable
 from connector_sdk.payloads import Payload
@@ -83,3 +84,38 @@ def test_the_add_of_a_buffer_is_quick_unless_it_may_wait() -> None:
     assert is_quick_callable(EventBuffer().add)
     assert not is_quick_callable(EventBuffer(overflow="block").add)
     assert not is_quick_callable(EventBuffer(on_drop=lambda payload: None).add)
+
+
+class Refusing:
+    """Has room for one event and raises then; *overflow* is what it says of itself."""
+
+    def __init__(self, overflow: str) -> None:
+        self.overflow = overflow
+        self.payloads: list[Payload] = []
+
+    async def add(self, payload: Payload) -> None:
+        if self.payloads:
+            raise BufferUnavailableError("broken")
+        self.payloads.append(payload)
+
+
+def test_with_a_checkpoint_an_event_that_the_buffer_refuses_stays_unfinished(faces: Faces) -> None:
+    store, buffer = MemoryCheckpoint(), Refusing("block")
+    with ConnectorServer([summary(1), summary(2), summary(3)]) as server:
+        client = faces.client(server.url, checkpoint=store).into(buffer)
+        running = faces.run(client).start()
+        running.join()
+        assert isinstance(running.error, HandlerError)
+        assert client.stats().checkpoint_event_id == "1"
+        second = Refusing("block")
+        running = faces.run(faces.client(server.url, checkpoint=store).into(second)).start()
+        running.join()
+    assert [payload.event_id for payload in second.payloads] == ["2"]
+
+
+def test_with_a_checkpoint_a_buffer_that_drops_what_comes_is_refused(faces: Faces) -> None:
+    url = "http://127.0.0.1:1/stream/p"
+    with pytest.raises(ConfigurationError, match="overflow='drop_newest'"):
+        faces.client(url, checkpoint=MemoryCheckpoint()).into(Refusing("drop_newest"))
+    faces.client(url).into(Refusing("drop_newest"))
+    faces.client(url, checkpoint=MemoryCheckpoint()).into(Refusing("drop_oldest"))

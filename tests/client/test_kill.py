@@ -22,6 +22,7 @@ SESSIONS = 7
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.busy
 def test_fifty_kills_lose_nothing(tmp_path: Path) -> None:
     seed = random.randrange(1 << 30)
     chance = random.Random(seed)

@@ -306,7 +306,7 @@ class TestOptions:
         assert "hunter2" not in shown + repr(client("http://me:hunter2@h/?a=hunter2", "hunter2")._options)
 
     def test_every_number_has_a_variable(self, client: type[ConnectorClient]) -> None:
-        not_from_environment = {"checkpoint", "http_client"}
+        not_from_environment = {"checkpoint", "leader", "http_client"}
         assert set(ENVIRONMENT) == set(ClientOptions.__struct_fields__) - not_from_environment
 
     def test_registrations_chain_and_refuse_nonsense(self, client: type[ConnectorClient]) -> None:

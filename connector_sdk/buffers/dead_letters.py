@@ -1,0 +1,93 @@
+"""Dead letters: events given up after their attempts failed, kept with the evidence, to be looked at and replayed."""
+
+from __future__ import annotations
+
+import hashlib
+import traceback
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from connector_sdk.payloads import Payload
+
+__all__ = ["Attempt", "DeadLetter", "Evidence", "evidence_of"]
+
+#: Characters of an error's message that are kept.
+_LONGEST_MESSAGE: Final = 2000
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One failed attempt at an event, alone or in a batch."""
+
+    at: float  #: when it failed, in Unix seconds
+    error_type: str  #: the qualified name of the exception's class
+    message: str  #: its text, cut at 2,000 characters
+    traceback_digest: str = (
+        ""  #: equal for equal places: 12 hexadecimal digits of the SHA-256 of the frames, "" without
+    )
+    batch_size: int = 1  #: events that failed together
+
+    @classmethod
+    def of(cls, error: BaseException, *, at: float, batch_size: int = 1) -> Attempt:
+        """Describe *error*, raised at *at* for a batch of *batch_size* events."""
+        return cls(
+            at=at,
+            error_type=f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins."),
+            message=_message_of(error),
+            traceback_digest=_digest_of(error),
+            batch_size=batch_size,
+        )
+
+
+class Evidence(msgspec.Struct, frozen=True, kw_only=True):
+    """Why an event was given up, once."""
+
+    attempts: Sequence[Attempt]  #: oldest first, 1 or more
+    consumer: str = ""  #: who gave it up: a job's name, host and process
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """An event that was given up, with everything known about why."""
+
+    id: str  #: names it within its buffer, for good: the same when it was replayed and died again
+    payload: Payload
+    deaths: Sequence[Evidence]  #: one for each time that it was given up, oldest first, 1 or more
+    died_at: float  #: the last time, in Unix seconds of the buffer's clock
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        """All failed attempts, oldest first."""
+        return [attempt for death in self.deaths for attempt in death.attempts]
+
+    @property
+    def last(self) -> Attempt:
+        """The attempt that was the last."""
+        return self.deaths[-1].attempts[-1]
+
+    @property
+    def replays(self) -> int:
+        """How often it was replayed and died again."""
+        return len(self.deaths) - 1
+
+
+def evidence_of(error: BaseException | Evidence, *, at: float, consumer: str = "") -> Evidence:
+    """Return *error* as evidence: one attempt, unless it is evidence already."""
+    if isinstance(error, Evidence):
+        return error
+    return Evidence(attempts=[Attempt.of(error, at=at)], consumer=consumer)
+
+
+def _message_of(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception as broken:  # noqa: BLE001 - an error that cannot even be told must not hide that there was one
+        text = f"(its text could not be made: {type(broken).__name__})"
+    return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 1] + "…"
+
+
+def _digest_of(error: BaseException) -> str:
+    frames = [
+        (frame.f_code.co_filename, frame.f_code.co_name, line) for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
+    return hashlib.sha256(repr(frames).encode()).hexdigest()[:12] if frames else ""
