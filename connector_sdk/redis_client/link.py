@@ -87,10 +87,13 @@ class Link:
             self._verification = asyncio.create_task(self._verify(self._verifier, self.connection), name=name)
 
     async def _verify(self, verifier: Callable[[Connection], Awaitable[bool]], connection: Connection) -> None:
-        if not await verifier(connection):
-            connection.retire()
-        self._verification = None
-        self._plan_verification()
+        try:
+            if not await verifier(connection):
+                connection.retire()
+        finally:
+            # Also after an error, which asyncio reports: it may be over a second later.
+            self._verification = None
+            self._plan_verification()
 
     def _plan_verification(self) -> None:
         if self._verifier is not None and self._verification is None:

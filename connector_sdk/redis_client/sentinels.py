@@ -113,6 +113,10 @@ def _server(reply: Reply) -> Server | None:
     if not isinstance(reply, list) or len(reply) != 2:
         return None
     host, port = reply
-    if not isinstance(host, bytes) or not isinstance(port, bytes) or not port.isdigit():
+    if not isinstance(host, bytes) or not isinstance(port, bytes) or not port.isdigit() or len(port) > 5:
         return None
-    return Server(host.decode(), int(port))
+    try:
+        # Port 0 would mean a Unix socket.
+        return Server(host.decode(), int(port)) if 0 < int(port) < 65536 else None
+    except UnicodeDecodeError:
+        return None

@@ -258,7 +258,18 @@ async def test_a_user_who_may_not_ask_for_the_role_is_trusted_to_be_led_right(ma
 
 
 @pytest.mark.parametrize(
-    "reply", [b"*1\r\n$1\r\nx\r\n", b"*2\r\n$1\r\nx\r\n$1\r\nx\r\n", b"-NOAUTH no\r\n", b"+OK\r\n"]
+    "reply",
+    [
+        b"*1\r\n$1\r\nx\r\n",
+        b"*2\r\n$1\r\nx\r\n$1\r\nx\r\n",
+        b"*2\r\n$1\r\n\xff\r\n$4\r\n6379\r\n",
+        b"*2\r\n$9\r\n127.0.0.1\r\n$5\r\n65536\r\n",
+        b"*2\r\n$9\r\n127.0.0.1\r\n$1\r\n0\r\n",
+        b"*2\r\n$9\r\n127.0.0.1\r\n$5000\r\n%b\r\n" % (b"1" * 5000),
+        b"-NOAUTH no\r\n",
+        b"+OK\r\n",
+    ],
+    ids=["a word", "no port", "no text", "a port too high", "port 0", "an endless port", "an error", "a status"],
 )
 async def test_what_is_no_sentinel_is_no_help(make_client: MakeClient, reply: bytes) -> None:
     async with FakeServer(lambda _: reply) as sentinel:
