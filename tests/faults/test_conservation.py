@@ -25,7 +25,7 @@ from tests.faults import worker
 from tests.faults.books import PATIENCE, Books, MakeBuffer, check_account
 from tests.servers.fixtures import KINDS, Server, one_kind
 
-pytestmark = [pytest.mark.anyio, pytest.mark.faults]
+pytestmark = [pytest.mark.anyio, pytest.mark.faults, pytest.mark.busy]
 
 #: How long it goes on; longer runs are for who has changed something in the scripts.
 SECONDS: Final = float(os.environ.get("FAULT_SECONDS", "20"))
@@ -261,7 +261,7 @@ async def test_idle_keys_expire_with_events_in_them(
     buffer = make_buffer(redis_server.url, **options)
     for number in range(100):
         await buffer.add(books.new(f"s{number % 10}", with_id=True))
-    lease = await buffer.lease(10, timeout=0.3).__aenter__()
+    lease = await buffer.lease(10, timeout=0.3, renew=False).__aenter__()
     await lease.ack(lease.events[:5])
     assert keys_that_stay(redis_server.port, "faults") == []
     with anyio.fail_after(PATIENCE):

@@ -114,7 +114,7 @@ async def test_a_lease_that_ran_out_cannot_be_acknowledged(
     buffer = make_buffer(redis_server.url)
     for _ in range(4):
         await buffer.add(books.new())
-    lease = await buffer.lease(timeout=0.2).__aenter__()
+    lease = await buffer.lease(timeout=0.2, renew=False).__aenter__()
     assert len(lease) == 4
     with anyio.fail_after(PATIENCE):
         while await buffer.size() < 4:

@@ -15,7 +15,7 @@ from tests.faults.books import Books, MakeBuffer, check_account, drain_all, sett
 from tests.faults.traffic import Switches, Traffic, finish, quantile
 from tests.servers.fixtures import StartRedis, one_kind
 
-pytestmark = [pytest.mark.anyio, pytest.mark.faults]
+pytestmark = [pytest.mark.anyio, pytest.mark.faults, pytest.mark.busy]
 
 SECRET = "hunter2-the-password"
 

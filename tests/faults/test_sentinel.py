@@ -13,7 +13,7 @@ from tests.faults.traffic import Traffic, finish
 from tests.servers.fixtures import one_kind
 from tests.servers.sentinel import SentinelSet
 
-pytestmark = [pytest.mark.anyio, pytest.mark.faults]
+pytestmark = [pytest.mark.anyio, pytest.mark.faults, pytest.mark.busy]
 
 
 def sentinel_url(servers: SentinelSet) -> str:

@@ -172,6 +172,7 @@ def test_cut_after_can_reset(proxy: Proxy, connect: Connect) -> None:
         client.recv(1)
 
 
+@pytest.mark.busy
 def test_delay_keeps_the_order_and_does_not_add_up(proxy: Proxy, connect: Connect) -> None:
     client = connect()
     proxy.delay(0.1)

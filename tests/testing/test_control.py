@@ -166,6 +166,7 @@ def test_nothing_is_left_behind() -> None:
     assert not seen
 
 
+@pytest.mark.busy
 def test_stops_at_once_whatever_goes_on() -> None:
     server = ConnectorServer(iter(lambda: b"x" * 100_000, b""), history=1, script=[Silence(), Stall(60)]).start()
     wires = [Wire(server) for _ in range(3)]

@@ -335,7 +335,7 @@ def test_an_endless_stream_starves_nobody() -> None:
 
 @pytest.mark.parametrize("options", [
     {"events": b"{}"}, {"events": {}}, {"events": SummaryPayload()}, {"events": 3}, {"events": [3]},
-    {"events": [{"a": object()}]},
+    {"events": [{"a": object}]},
     {"rate": 0}, {"rate": -1}, {"rate": float("nan")}, {"rate": True}, {"rate": "1"},
     {"product_id": ""}, {"product_id": None}, {"token": ""}, {"token": 3},
     {"script": 3}, {"script": ["cut"]}, {"heartbeat": 0}, {"heartbeat": -1}, {"heartbeat_as": "ping"},

@@ -1,0 +1,184 @@
+"""
+Prefork, as gunicorn does it: a buffer used in the parent, then four forks that each use it.
+
+Nothing of the parent's lives on in a child: no thread, no lock, no lease, no socket; and the parent is as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from tests.faults.books import PATIENCE
+from tests.servers.fixtures import Server, one_kind
+
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.skipif(not hasattr(os, "fork") or not os.path.isdir("/proc/self/fd"), reason="needs fork and /proc"),
+]
+
+#: Arguments: "memory" or a URL, key prefix, event loop. Each process prints a line of JSON.
+PREFORK = """
+    import json, os, sys, threading, time, warnings
+    from connector_sdk.buffers.blocking import BlockingBuffer
+    from connector_sdk.buffers.memory import EventBuffer
+    from connector_sdk.buffers.redis import RedisEventBuffer
+    from connector_sdk.errors import LeaseError
+    from connector_sdk.payloads import SummaryPayload
+
+    WORKERS, EVENTS = 4, 50
+    warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks in a threaded program
+
+    def tell(**facts):
+        os.write(1, (json.dumps(facts) + "\\n").encode())  # in one piece, for all write to one pipe
+
+    def event(number):
+        return SummaryPayload("shop", "s", "", 0, time.time(), str(number))
+
+    def sockets():
+        found = set()
+        for descriptor in os.listdir("/proc/self/fd"):
+            try:
+                target = os.readlink(f"/proc/self/fd/{descriptor}")
+            except OSError:
+                continue
+            if target.startswith("socket:"):
+                found.add(target)
+        return found
+
+    def use(first):
+        # In several threads, so that a lock that is not free hangs.
+        threads = [
+            threading.Thread(target=lambda t=t: [buffer.add(event(first + n)) for n in range(t, EVENTS, 5)])
+            for t in range(5)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def work(worker, inherited):
+        threads = [thread.name for thread in threading.enumerate()]
+        shared_before = len(sockets() & inherited)
+        refusals = 0
+        for call in (open_lease.ack, open_lease.give_back, lambda: open_lease.fail(open_lease.events[0], ValueError())):
+            try:
+                call()
+            except LeaseError:
+                refusals += 1
+        open_lease.__exit__(None, None, None)
+        use(1000 * worker)
+        with buffer.lease(5) as lease:
+            taken = [int(event.event_id) for event in lease]
+        with_buffer = sockets()
+        buffer.close()
+        tell(
+            worker=worker, threads=threads, shared=shared_before + len(with_buffer & inherited), refusals=refusals,
+            taken=taken, left=[thread.name for thread in threading.enumerate()], new=sorted(with_buffer - inherited),
+            balanced=buffer.stats().ledger.balanced,
+        )
+
+    place, prefix, event_loop = sys.argv[1:]
+    backend = EventBuffer(0).as_backend() if place == "memory" else RedisEventBuffer(place, prefix)
+    buffer = BlockingBuffer(backend, event_loop=event_loop)
+    use(0)
+    open_lease = buffer.lease(10).__enter__()
+    going = threading.Event()
+
+    def disturb():  # the forks come while another thread is in the middle of something
+        while not going.is_set():
+            buffer.size()
+
+    disturber = threading.Thread(target=disturb)
+    disturber.start()
+    inherited = sockets()
+    children = []
+    for worker in range(1, WORKERS + 1):
+        child = os.fork()
+        if not child:
+            try:
+                work(worker, inherited)
+            except BaseException:
+                import traceback
+                traceback.print_exc()
+                os._exit(1)
+            sys.exit(0)  # with whatever Python does at the end of a process
+        children.append(child)
+    going.set()
+    disturber.join()
+    use(500)  # while the children work
+    open_lease.ack(open_lease.events[:4])
+    open_lease.give_back()
+    failed = [child for child in children if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])]
+    assert not failed, failed
+    still = sockets() & inherited
+    rest = [int(event.event_id) for event in buffer.drain()]
+    open_lease.__exit__(None, None, None)
+    buffer.close()
+    tell(
+        parent=len(still), had=len(inherited), rest=rest, balanced=buffer.stats().ledger.balanced,
+        left=[thread.name for thread in threading.enumerate()],
+    )
+"""
+
+
+def prefork(place: str, prefix: str, event_loop: str) -> tuple[dict[str, object], list[dict[str, object]]]:
+    """Run it; return what the parent says, and the workers."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(PREFORK), place, prefix, event_loop],
+        timeout=3 * PATIENCE,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    return next(one for one in said if "parent" in one), [one for one in said if "worker" in one]
+
+
+def check(parent: dict[str, object], workers: list[dict[str, object]]) -> None:
+    assert len(workers) == 4
+    sockets: list[str] = []
+    for worker in workers:
+        assert worker["threads"] == worker["left"] == ["MainThread"], worker
+        assert (worker["shared"], worker["refusals"], worker["balanced"]) == (0, 3, True), worker
+        assert isinstance(worker["new"], list)
+        sockets += worker["new"]
+    assert len(sockets) == len(set(sockets))
+    assert (parent["parent"], parent["balanced"], parent["left"]) == (parent["had"], True, ["MainThread"])
+
+
+@pytest.mark.parametrize("event_loop", ["asyncio", "trio"])
+def test_memory_starts_empty_in_each_worker(event_loop: str) -> None:
+    parent, workers = prefork("memory", "-", event_loop)
+    check(parent, workers)
+    for worker in workers:
+        assert isinstance(worker["worker"], int)
+        assert isinstance(worker["taken"], list)
+        assert len(worker["taken"]) == 5
+        assert all(number // 1000 == worker["worker"] for number in worker["taken"])
+    assert isinstance(parent["rest"], list)
+    # Of the ten on lease the four that were acknowledged are gone; threads may have added the first 50 in any order.
+    assert len(parent["rest"]) == 96
+    assert len([number for number in parent["rest"] if number >= 500]) == 50
+
+
+@one_kind
+def test_each_worker_has_connections_of_its_own(redis_server: Server, redis_prefix: str) -> None:
+    parent, workers = prefork(redis_server.url, redis_prefix, "asyncio")
+    check(parent, workers)
+    taken: list[int] = []
+    for worker in workers:
+        assert isinstance(worker["taken"], list)
+        taken += worker["taken"]
+    assert isinstance(parent["rest"], list)
+    # All that was added, less what the workers took and what the parent acknowledged: nothing twice, nothing lost.
+    everything = [*range(50), *range(500, 550), *(1000 * n + m for n in range(1, 5) for m in range(50))]
+    assert len(taken) == len(set(taken)) == 20
+    assert len(parent["rest"]) == len(everything) - 20 - 4
+    assert set(parent["rest"]) <= set(everything) - set(taken)
