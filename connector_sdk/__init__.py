@@ -36,6 +36,7 @@ from connector_sdk.errors import (
     StreamError,
     TransientStreamError,
 )
+from connector_sdk.leadership import Leadership, Term
 from connector_sdk.ledger import DropReason, Ledger
 from connector_sdk.observe import Observer
 from connector_sdk.payloads import (
@@ -50,14 +51,21 @@ from connector_sdk.payloads import (
 
 if TYPE_CHECKING:
     from connector_sdk.buffers.blocking import BlockingBuffer
+    from connector_sdk.buffers.bridge import OutageBridge
+    from connector_sdk.buffers.bridge_stats import BridgeState, BridgeStats
     from connector_sdk.buffers.durable import DurableBuffer
     from connector_sdk.buffers.durable_stats import DurableStats
     from connector_sdk.buffers.redis import RedisEventBuffer
+    from connector_sdk.buffers.sqlite import SQLiteEventBuffer
+    from connector_sdk.leader import Leader, LeaderStats
+    from connector_sdk.redis_checkpoint import RedisCheckpoint
 
 __all__ = [
     "ActionsPayload",
     "AsyncConnectorClient",
     "BlockingBuffer",
+    "BridgeState",
+    "BridgeStats",
     "BufferBackend",
     "BufferClosedError",
     "BufferFullError",
@@ -79,20 +87,27 @@ __all__ = [
     "FileCheckpoint",
     "Gap",
     "HandlerError",
+    "Leader",
+    "LeaderStats",
+    "Leadership",
     "LeaseError",
     "LeaseExpiredError",
     "Ledger",
     "MemoryCheckpoint",
     "Observer",
+    "OutageBridge",
     "Payload",
     "PayloadError",
+    "RedisCheckpoint",
     "RedisEventBuffer",
     "RetriesExhaustedError",
     "Retry",
+    "SQLiteEventBuffer",
     "SlimAction",
     "StopReport",
     "StreamError",
     "SummaryPayload",
+    "Term",
     "TransientStreamError",
     "UnknownPayload",
     "__version__",
@@ -101,12 +116,19 @@ __all__ = [
     "quick",
 ]
 
-#: Names that resolve on first use, and the module that has each.
+#: Names that resolve on first use, and the module that has each: of the folder `buffers`, or with a dot in front of none.
 _HOMES: Final = {
     "BlockingBuffer": "blocking",
+    "BridgeState": "bridge_stats",
+    "BridgeStats": "bridge_stats",
     "DurableBuffer": "durable",
     "DurableStats": "durable_stats",
+    "Leader": ".leader",
+    "LeaderStats": ".leader",
+    "OutageBridge": "bridge",
+    "RedisCheckpoint": ".redis_checkpoint",
     "RedisEventBuffer": "redis",
+    "SQLiteEventBuffer": "sqlite",
 }
 
 
@@ -114,7 +136,7 @@ def __getattr__(name: str) -> object:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(f"{__name__}.buffers.{home}"), name)
+    value: object = getattr(importlib.import_module(home if home[0] == "." else f".buffers.{home}", __name__), name)
     globals()[name] = value
     return value
 

@@ -26,7 +26,7 @@ class Observer:
         """*count* events were read from the stream and decoded, once a batch."""
 
     def events_dropped(self, *, source: str, reason: str, count: int) -> None:
-        """*source* ("client" or "buffer") gave up *count* events for *reason*, a `DropReason` value."""
+        """*source* ("client", "buffer" or "job") gave up *count* events for *reason*, a `DropReason` value."""
 
     def store_state(self, *, store: str, state: str, reason: str) -> None:
         """The breaker before a buffer's store is now "closed" (in service) or "open" (away); *store* has no secrets."""
@@ -42,6 +42,12 @@ class Observer:
 
     def checkpoint_saved(self, *, event_id: str, seconds: float) -> None:
         """The id was stored as the place to resume from; *seconds* is how long that took."""
+
+    def job_run(self, *, job: str, events: int, seconds: float, outcome: str) -> None:
+        """A run of *job* delivered *events*; *outcome* is "EMPTY" (nothing waits any more) or why it ended before that."""
+
+    def job_handler_failed(self, *, job: str, events: int, error: BaseException) -> None:
+        """The handler of *job*, called for *events* events, raised *error*."""
 
 
 class Notifier:

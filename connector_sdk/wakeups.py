@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import TypeAlias
 
-__all__ = ["Waker", "current_waker"]
+__all__ = ["Waker", "current_waker", "trio_of_this_task"]
 
 #: Schedules a callable in one event loop and returns at once; see `current_waker`.
 Waker: TypeAlias = Callable[[Callable[[], object]], None]
@@ -24,11 +24,17 @@ def current_waker() -> Waker:
 
     Call this inside a task, on asyncio (uvloop included) or trio; elsewhere it raises RuntimeError.
     """
-    # A program that never imported trio does not run on it, and must not pay for the import.
+    trio = trio_of_this_task()
+    return _asyncio_waker(asyncio.get_running_loop()) if trio is None else _trio_waker(trio)
+
+
+def trio_of_this_task() -> ModuleType | None:
+    """Return trio if the caller is one of its tasks, else None."""
+    # A program that never imported trio does not run on it, and must not pay for the import. While another thread imports
+    # it, the module is there and half empty.
     trio = sys.modules.get("trio")
-    if trio is not None and trio.lowlevel.in_trio_task():
-        return _trio_waker(trio)
-    return _asyncio_waker(asyncio.get_running_loop())
+    in_trio_task = getattr(getattr(trio, "lowlevel", None), "in_trio_task", None)
+    return trio if in_trio_task is not None and in_trio_task() else None
 
 
 def _asyncio_waker(loop: asyncio.AbstractEventLoop) -> Waker:

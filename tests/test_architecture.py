@@ -14,12 +14,12 @@ ROOT = Path(connector_sdk.__file__).parent
 #: From the ground up. A folder stands for its modules in the order of ORDER_WITHIN, or for all at one height.
 ORDER = [
     "_version", "errors", "options", "observe", "wire", "payloads", "ledger", "retries", "callbacks", "wakeups",
-    "redis_client", "client", "buffers", "testing", "cli",
+    "leadership", "redis_client", "leader", "client", "redis_checkpoint", "buffers", "jobs", "testing", "cli",
 ]  # fmt: skip
 ORDER_WITHIN = {
     "client": [
         "sse", "session", "checkpoint", "handlers", "options", "delivery", "lanes", "hooks", "intake", "keeper", "connect",
-        "runners", "stats", "dispatch", "engine", "pull", "face", "aio", "sync",
+        "runners", "stats", "dispatch", "terms", "engine", "pull", "face", "aio", "sync",
     ],
 }  # fmt: skip
 #: Folders that know nothing of each other.

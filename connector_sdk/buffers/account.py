@@ -103,6 +103,11 @@ class Account:
         self.warnings.warning("undecodable", "%d stored events are no payloads and were put aside", count)
         self._tell_observer(DropReason.UNDECODABLE, count)
 
+    def buried(self, count: int) -> None:
+        """Note stored events that were moved to the dead letters."""
+        self.warnings.warning("dead_letter", "%d events were given up and are among the dead letters", count)
+        self._tell_observer(DropReason.DEAD_LETTER, count)
+
     def found(self, findings: Sequence[str]) -> None:
         """Note what an inspection of the store found, each finding with a warning."""
         self.findings = list(findings)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Final
 
+from connector_sdk.buffers.dead_letters import Evidence
 from connector_sdk.errors import ConfigurationError
 from connector_sdk.options import check_integer, check_seconds
 from connector_sdk.payloads import ActionsPayload, SummaryPayload
 
-__all__ = ["LARGEST_REQUEST", "check_limit", "check_span", "check_types", "names_of"]
+__all__ = [
+    "LARGEST_REQUEST",
+    "check_evidence",
+    "check_flag",
+    "check_limit",
+    "check_names",
+    "check_span",
+    "check_types",
+    "names_of",
+]
 
 #: Events that a store is asked for in one step, at most.
 LARGEST_REQUEST: Final = 1_000_000
@@ -26,6 +36,21 @@ def check_limit(option: str, limit: int | None) -> int | None:
     return None if limit is None else check_integer(option, limit, minimum=0)
 
 
+def check_flag(option: str, value: object) -> bool:
+    """Return *value* if it is True or False, else raise ConfigurationError."""
+    if isinstance(value, bool):
+        return value
+    raise ConfigurationError(option, value, "True or False")
+
+
+def check_names(option: str, names: Iterable[str]) -> frozenset[str]:
+    """Return *names* if they are several strings (one string is not), else raise ConfigurationError."""
+    found = () if isinstance(names, str) else tuple(names)
+    if isinstance(names, str) or not all(isinstance(name, str) for name in found):
+        raise ConfigurationError(option, names, "a collection of strings")
+    return frozenset(found)
+
+
 def check_types(types: Collection[str]) -> frozenset[str]:
     """Return *types* if it is a collection of names (one string is not), else raise ConfigurationError."""
     if isinstance(types, str) or not all(isinstance(name, str) for name in types):
@@ -39,3 +64,10 @@ def check_span(option: str, value: object, *, above: float | None = None) -> flo
     if seconds > _TEN_YEARS:  # a store adds it to its clock, in whole milliseconds
         raise ConfigurationError(option, value, f"at most {_TEN_YEARS:.0f} seconds, ten years")
     return seconds
+
+
+def check_evidence(error: BaseException | Evidence) -> BaseException | Evidence:
+    """Return *error* if it says why an event is given up: an exception, or evidence of 1 attempt or more."""
+    if isinstance(error, BaseException) or (isinstance(error, Evidence) and error.attempts):
+        return error
+    raise ConfigurationError("error", error, "an exception, or Evidence with at least one attempt")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from types import ModuleType
 from typing import Protocol, TypeAlias, TypeVar
 
 import anyio
+
+from connector_sdk.wakeups import trio_of_this_task
 
 __all__ = ["EventLoop", "OwnedTask", "OwnedTasks", "Work", "current_event_loop"]
 
@@ -39,11 +40,8 @@ class EventLoop(Protocol):
 
 def current_event_loop() -> EventLoop:
     """Return the loop of the calling task; RuntimeError when there is none."""
-    # A program that never imported trio does not run on it, and must not pay for the import.
-    trio = sys.modules.get("trio")
-    if trio is not None and trio.lowlevel.in_trio_task():
-        return _TrioLoop(trio)
-    return _AsyncioLoop(asyncio.get_running_loop())
+    trio = trio_of_this_task()
+    return _AsyncioLoop(asyncio.get_running_loop()) if trio is None else _TrioLoop(trio)
 
 
 class OwnedTask:

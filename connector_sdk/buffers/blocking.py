@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import inspect
+import socket
 import threading
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Literal, Self, TypeAlias, TypeVar, TypeVarTuple, Unpack, cast, get_args
@@ -17,11 +18,14 @@ from anyio.from_thread import BlockingPortal
 from msgspec import UNSET
 
 from connector_sdk.buffers import protocol
-from connector_sdk.buffers.arguments import check_limit, check_span, check_types, names_of
+from connector_sdk.buffers.arguments import check_flag, check_limit, check_span, check_types, names_of
+from connector_sdk.buffers.blocking_dead_letters import HostedDeadLetters
+from connector_sdk.buffers.blocking_lease import BlockingLease, Holding
+from connector_sdk.buffers.dead_letters import BlockingDeadLetters
 from connector_sdk.buffers.durable import DurableBuffer
 from connector_sdk.buffers.durable_stats import DurableStats
-from connector_sdk.buffers.forks import start_empty_after_fork
-from connector_sdk.buffers.protocol import BackendLease, BufferBackend
+from connector_sdk.buffers.forks import start_empty_after_fork, wakeup_sockets
+from connector_sdk.buffers.protocol import BufferBackend, DeadLettering
 from connector_sdk.buffers.stats import BufferStats
 from connector_sdk.buffers.store import SessionFilter
 from connector_sdk.callbacks import is_async_callable
@@ -74,7 +78,8 @@ class BlockingBuffer:
         self._lock = threading.Lock()
         self._portal: BlockingPortal | None = None
         self._running: AbstractContextManager[BlockingPortal] | None = None
-        self._leases: set[BlockingLease] = set()
+        self._leases: set[Holding] = set()
+        self._wakeups: list[socket.socket] = []
         self._closed = False
         start_empty_after_fork(self)
 
@@ -129,11 +134,15 @@ class BlockingBuffer:
         check_integer("max_items", max_items, minimum=1)
         return iter(lambda: self.drain_page(max_items), [])
 
-    def lease(self, max_events: int = 500, timeout: float = 60.0) -> BlockingLease:
-        """Return a lease for up to *max_events* (1 or more) of the oldest events; `with` takes them: see `protocol.lease`."""
-        return BlockingLease(
-            self, check_integer("max_events", max_events, minimum=1), check_span("timeout", timeout, above=0)
-        )
+    def lease(self, max_events: int = 500, timeout: float = 60.0, *, renew: bool = True) -> BlockingLease:
+        """
+        Return a lease for up to *max_events* (1 or more) of the oldest events; `with` takes them: see `protocol.lease`.
+
+        With *renew*, the default, it does not run out while its block runs.
+        """
+        check_integer("max_events", max_events, minimum=1)
+        timeout = check_span("timeout", timeout, above=0)
+        return BlockingLease(self, max_events, timeout, renew=check_flag("renew", renew))
 
     def clear(self) -> None:
         """Discard every waiting event. A buffer that has no `clear` is drained, and the events count as delivered."""
@@ -171,6 +180,13 @@ class BlockingBuffer:
         if self._closed:
             return anyio.run(stats, backend=self._event_loop)
         return self.wait_for(stats)
+
+    @property
+    def dead_letters(self) -> BlockingDeadLetters:
+        """The events that were given up (`BlockingLease.fail`); EventBufferError when the buffer keeps none."""
+        if not isinstance(self._backend, DeadLettering):
+            raise _lacking(self._backend, "keep dead letters")
+        return HostedDeadLetters(self._backend.dead_letters, self.wait_for)
 
     def __repr__(self) -> str:
         return f"<BlockingBuffer of {self._backend!r}{' closed' if self._closed else ''}>"
@@ -212,8 +228,9 @@ class BlockingBuffer:
                 raise BufferClosedError(f"{self!r} was closed")
             if self._portal is None:
                 running = anyio.from_thread.start_blocking_portal(self._event_loop, name="blocking buffer")
-                self._portal = running.__enter__()
-                self._running = running
+                portal = running.__enter__()
+                self._wakeups = portal.call(wakeup_sockets)
+                self._portal, self._running = portal, running
             return self._portal
 
     # -- the end
@@ -227,6 +244,7 @@ class BlockingBuffer:
         check_span("timeout", timeout)
         with self._lock:
             running, portal, self._running, self._portal = self._running, self._portal, None, None
+            self._wakeups = []  # they go with the loop
             closed, self._closed = self._closed, True
         if closed:
             return
@@ -254,12 +272,17 @@ class BlockingBuffer:
         _left_behind.append(self._running)
         self._lock = threading.Lock()
         self._portal = self._running = None
+        for shared in self._wakeups:  # a byte that is sent here would arrive there
+            shared.close()
+        self._wakeups = []
+        for holding in self._leases:
+            holding.left_behind = True
         self._leases = set()
 
     async def _end(self, timeout: float) -> None:
         with anyio.move_on_after(_GRACE):
-            for lease in list(self._leases):
-                await lease.abort()
+            for holding in list(self._leases):
+                await holding.abort()
         await self._close_backend(timeout)
 
     async def _close_backend(self, timeout: float) -> None:
@@ -272,123 +295,13 @@ class BlockingBuffer:
 
     # -- for leases
 
-    def opened(self, lease: BlockingLease) -> None:
-        """Note that *lease* is open, for `close`."""
-        self._leases.add(lease)
+    def opened(self, holding: Holding) -> None:
+        """Note that a lease is open, for `close`."""
+        self._leases.add(holding)
 
-    def ended(self, lease: BlockingLease) -> None:
-        """Note that *lease* is over."""
-        self._leases.discard(lease)
-
-
-class BlockingLease:
-    """Events on loan, for a `with` block: see `DurableLease`, or whatever the buffer hands out. For one thread at a time."""
-
-    def __init__(self, buffer: BlockingBuffer, max_events: int, timeout: float) -> None:
-        self._buffer = buffer
-        self._max_events = max_events
-        self._timeout = timeout
-        self._loan: BackendLease | None = None
-        self._task: concurrent.futures.Future[None] | None = None
-        self._leaving: anyio.Event | None = None
-        self._over: anyio.Event | None = None
-        self._failed = False
-        self._aborted = False
-
-    @property
-    def events(self) -> list[Payload]:
-        """All events of this lease, oldest first, acknowledged or not."""
-        return [] if self._loan is None else list(self._loan.events)
-
-    def __iter__(self) -> Iterator[Payload]:
-        return iter(self.events)
-
-    def __len__(self) -> int:
-        return 0 if self._loan is None else len(self._loan)
-
-    def __repr__(self) -> str:
-        return f"<BlockingLease {'not entered' if self._loan is None else self._loan!r}>"
-
-    def ack(self, events: Iterable[Payload] | None = None) -> None:
-        """Acknowledge *events*, the very objects handed out, or (None) all that remain, which ends the lease."""
-        self._buffer.wait_for(self._entered().ack, events)
-
-    def extend(self, timeout: float) -> None:
-        """Let the lease run out *timeout* seconds (above 0) from now."""
-        self._buffer.wait_for(self._entered().extend, timeout)
-
-    def give_back(self) -> None:
-        """End the lease and put back what was not acknowledged."""
-        self._buffer.wait_for(self._entered().give_back)
-
-    def __enter__(self) -> Self:
-        if self._task is not None:
-            raise EventBufferError("a lease can be entered once")
-        entered: concurrent.futures.Future[BackendLease] = concurrent.futures.Future()
-        self._task = task = self._buffer.start(self._hold, entered)
-        task.add_done_callback(lambda task: entered.cancel())
-        try:
-            self._loan = entered.result()
-        except concurrent.futures.CancelledError:
-            task.result()
-            raise BufferClosedError(f"{self._buffer!r} was closed") from None
-        except BaseException:
-            task.cancel()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        task = self._task
-        assert task is not None
-        if not task.done():
-            self._failed = error is not None
-            self._buffer.wait_for(self._leave)
-        try:
-            task.result()  # an interrupt while this waits does not undo the leaving
-        except concurrent.futures.CancelledError:
-            self._aborted = True
-        if self._aborted and error is None:
-            raise BufferClosedError(f"{self._buffer!r} was closed; the events of the lease come again")
-
-    def _entered(self) -> BackendLease:
-        if self._loan is None:
-            raise EventBufferError("the lease was not entered")
-        return self._loan
-
-    # -- in the thread of the buffer
-
-    async def abort(self) -> None:
-        """Give the events back, for the buffer is being closed."""
-        self._failed = self._aborted = True
-        await self._leave()
-        if self._over is not None:
-            await self._over.wait()
-
-    async def _leave(self) -> None:
-        if self._leaving is not None:
-            self._leaving.set()
-
-    async def _hold(self, entered: concurrent.futures.Future[BackendLease]) -> None:
-        """Enter and leave in one task: a buffer's lease may hold what belongs to a task."""
-        self._leaving, self._over = anyio.Event(), anyio.Event()
-        self._buffer.opened(self)
-        try:
-            async with protocol.lease(self._buffer.backend, self._max_events, self._timeout) as loan:
-                entered.set_result(loan)
-                await self._leaving.wait()
-                if self._failed:
-                    raise _Leave
-        except _Leave:
-            pass
-        finally:
-            self._buffer.ended(self)
-            self._over.set()
-
-
-class _Leave(Exception):  # noqa: N818 - no error: it says that the block failed
-    pass
+    def ended(self, holding: Holding) -> None:
+        """Note that it is over."""
+        self._leases.discard(holding)
 
 
 def _lacking(backend: BufferBackend, what: str) -> EventBufferError:

@@ -7,10 +7,14 @@ answers or says how long to sleep, and a sleep that the faces supply.
 
 from __future__ import annotations
 
+import copy
+import time
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 
-from connector_sdk.buffers.leases import Lease, LeaseState
+from connector_sdk.buffers.arguments import check_evidence
+from connector_sdk.buffers.dead_letters import DeadLetter, Evidence, evidence_of
+from connector_sdk.buffers.leases import LeaseState, Loan
 from connector_sdk.buffers.state import BufferState
 from connector_sdk.buffers.stats import BufferStats
 from connector_sdk.buffers.waiting import Sleeper, Turn, Waiter
@@ -147,7 +151,7 @@ class BufferCore(BufferState):
                 return Turn(False)
             self._waiting.for_items[waiter] = None
             # A lease that runs out brings events.
-            lease_end = min((lease.deadline for lease in self._leases), default=None)
+            lease_end = min((loan.deadline for loan in self._loans), default=None)
             return Turn(None, self._pause(now, waiter.deadline, lease_end))
 
     def look(self, limit: int | None) -> list[Payload]:
@@ -186,7 +190,8 @@ class BufferCore(BufferState):
                 bytes=self._window.bytes if self._window.max_bytes is not None else None,
                 max_size=self._window.max_size,
                 oldest_age=None if oldest is None else max(0.0, now - oldest),
-                leases=len(self._leases),
+                leases=len(self._loans),
+                dead_letters=len(self._shelf),
                 waiting_adds=len(self._waiting.for_room),
                 untold_drops=self._teller.untold,
                 hook_errors=self._teller.hook_errors,
@@ -196,39 +201,96 @@ class BufferCore(BufferState):
 
     # -- leases; called by `Lease`
 
-    def open_lease(self, lease: Lease) -> None:
+    def open_lease(self, loan: Loan) -> None:
         """Take events out for a lease and start it."""
         with self._section(recheck=True) as now:
-            lease.require_new()
-            batch = self._window.take_batch(lease.max_events, self._entered)
-            lease.start(batch, now + lease.timeout)
+            loan.require_new()
+            batch = self._window.take_batch(loan.max_events, self._entered)
+            loan.start(batch, now)
             self._in_flight += len(batch.items)
             if batch.items:
-                self._leases.add(lease)
+                self._loans.add(loan)
 
-    def acknowledge(self, lease: Lease, events: Iterable[Payload] | None) -> None:
+    def acknowledge(self, loan: Loan, events: Iterable[Payload] | None) -> None:
         """Count events of a lease as delivered."""
         named = None if events is None else list(events)
         with self._section():
-            lease.require_open()
-            done = lease.pending() if named is None else lease.settle(named)
+            loan.require_open()
+            done = loan.pending() if named is None else loan.settle(named)
             self._in_flight -= done
             self._delivered += done
             if named is None:
-                lease.state = LeaseState.ACKNOWLEDGED
-            if named is None or not lease.pending():
-                self._leases.discard(lease)
+                loan.state = LeaseState.ACKNOWLEDGED
+            if named is None or not loan.pending():
+                self._loans.discard(loan)
 
-    def extend_lease(self, lease: Lease, timeout: float) -> None:
+    def bury(self, loan: Loan, event: Payload, error: BaseException | Evidence) -> None:
+        """Move one event of a lease to the dead letters, and count it as dropped."""
+        died_at = time.time()
+        evidence = evidence_of(check_evidence(error), at=died_at)
+        with self._section():
+            loan.require_open()
+            if not loan.settle([event]):
+                return
+            self._in_flight -= 1
+            self._teller.count(DropReason.DEAD_LETTER, None)
+            self._shelf.put(event, evidence, died_at)
+            if not loan.pending():
+                self._loans.discard(loan)
+
+    def extend_lease(self, loan: Loan, timeout: float) -> None:
         """Move the end of a lease."""
         with self._section(recheck=True) as now:
-            lease.require_open()
-            lease.deadline = now + timeout
+            loan.require_open()
+            loan.extend(timeout, now)
 
-    def return_lease(self, lease: Lease) -> None:
+    def return_lease(self, loan: Loan) -> None:
         """Put the rest of a lease back."""
         with self._section(recheck=True):
-            if lease.state is LeaseState.EXPIRED:
+            if loan.state is LeaseState.EXPIRED:
                 return
-            lease.require_open()
-            self._put_back([lease], LeaseState.RETURNED)
+            loan.require_open()
+            self._put_back([loan], LeaseState.RETURNED)
+
+    # -- dead letters; called by `MemoryDeadLetters`
+
+    def letters(self, limit: int | None = None) -> list[DeadLetter]:
+        """Return the dead letters, those that died first, all or *limit*."""
+        with self._lock:
+            return self._shelf.first(limit)
+
+    def letter(self, name: str) -> DeadLetter | None:
+        """Return one dead letter."""
+        with self._lock:
+            return self._shelf.get(name)
+
+    def letter_count(self) -> int:
+        """Return how many dead letters there are."""
+        with self._lock:
+            return len(self._shelf)
+
+    def redrive(self, name: str) -> bool | None:
+        """
+        Let a dead letter wait again as an event that has just come. None when there is none of that name (any more).
+
+        False when there is no room: no overflow policy gives anything up for it, for what dies twice is not lost for that.
+        """
+        letter = self.letter(name)
+        if letter is None:
+            return None
+        payload = copy.copy(letter.payload)  # an object of its own, for identity tells events apart
+        size = self.size_of(payload)
+        with self._section() as now:
+            if self._shelf.get(name) is not letter:
+                return None
+            if not self._closed and (self._waiting.for_room or not self._window.has_room(size)):
+                return False
+            if not self._admit(payload, size, None, now):
+                return False
+            self._shelf.remove_replayed(letter, payload)
+            return True
+
+    def discard_letters(self, names: Iterable[str]) -> int:
+        """Discard dead letters for good."""
+        with self._lock:
+            return sum(self._shelf.discard(name) for name in names)

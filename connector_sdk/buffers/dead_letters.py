@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import traceback
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
 from connector_sdk.payloads import Payload
 
-__all__ = ["Attempt", "DeadLetter", "Evidence", "evidence_of"]
+__all__ = [
+    "Attempt",
+    "BlockingDeadLetters",
+    "DeadLetter",
+    "DeadLetters",
+    "Evidence",
+    "Replayed",
+    "Where",
+    "evidence_of",
+]
 
 #: Characters of an error's message that are kept.
 _LONGEST_MESSAGE: Final = 2000
@@ -69,6 +78,80 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     def replays(self) -> int:
         """How often it was replayed and died again."""
         return len(self.deaths) - 1
+
+
+#: Chooses dead letters: true for those that are meant.
+Where: TypeAlias = Callable[[DeadLetter], bool]
+
+
+class Replayed(msgspec.Struct, frozen=True, kw_only=True):
+    """What a replay did."""
+
+    matched: int  #: dead letters that were chosen
+    replayed: int  #: of those, the ones that wait in the buffer again; 0 for a dry run
+
+
+class DeadLetters(Protocol):
+    """The dead letters of an async buffer. Any number of tasks and processes use them at once."""
+
+    async def count(self) -> int:
+        """Return how many there are."""
+
+    async def list(self, limit: int = 100) -> list[DeadLetter]:
+        """Return up to *limit* (1 or more), those that died first."""
+
+    def __aiter__(self) -> AsyncIterator[DeadLetter]:
+        """Iterate over all, those that died first, page by page; which died meanwhile may or may not come."""
+
+    async def get(self, id: str) -> DeadLetter | None:  # noqa: A002 - the name of the field
+        """Return one, None when there is none of that name."""
+
+    async def replay(
+        self,
+        ids: Iterable[str] | None = None,
+        *,
+        where: Where | None = None,
+        limit: int | None = None,
+        dry_run: bool = False,
+    ) -> Replayed:
+        """
+        Let dead letters wait in the buffer again, each in one atomic step: all, or those of *ids* for which *where* is true.
+
+        *limit* (1 or more) bounds how many. With *dry_run* nothing is moved. If the event dies again it has the same id
+        and one more of `deaths`.
+        """
+
+    async def purge(self, ids: Iterable[str] | None = None, *, where: Where | None = None) -> int:
+        """Discard dead letters for good, all or the chosen; return how many."""
+
+
+class BlockingDeadLetters(Protocol):
+    """The dead letters of a sync buffer: the same as `DeadLetters`, without await."""
+
+    def count(self) -> int:
+        """Return how many there are."""
+
+    def list(self, limit: int = 100) -> list[DeadLetter]:
+        """Return up to *limit* (1 or more), those that died first."""
+
+    def __iter__(self) -> Iterator[DeadLetter]:
+        """Iterate over all, those that died first."""
+
+    def get(self, id: str) -> DeadLetter | None:  # noqa: A002 - the name of the field
+        """Return one, None when there is none of that name."""
+
+    def replay(
+        self,
+        ids: Iterable[str] | None = None,
+        *,
+        where: Where | None = None,
+        limit: int | None = None,
+        dry_run: bool = False,
+    ) -> Replayed:
+        """Let dead letters wait in the buffer again: see `DeadLetters.replay`."""
+
+    def purge(self, ids: Iterable[str] | None = None, *, where: Where | None = None) -> int:
+        """Discard dead letters for good, all or the chosen; return how many."""
 
 
 def evidence_of(error: BaseException | Evidence, *, at: float, consumer: str = "") -> Evidence:

@@ -12,16 +12,17 @@ import anyio.lowlevel
 from msgspec import UNSET
 
 from connector_sdk.buffers.account import Account
-from connector_sdk.buffers.arguments import LARGEST_REQUEST, check_limit, check_span, check_types, names_of
+from connector_sdk.buffers.arguments import LARGEST_REQUEST, check_flag, check_limit, check_span, check_types, names_of
 from connector_sdk.buffers.background import current_event_loop
 from connector_sdk.buffers.codec import Codec
 from connector_sdk.buffers.committer import CommitOptions
 from connector_sdk.buffers.drops import DropHook
+from connector_sdk.buffers.durable_dead_letters import DurableDeadLetters
 from connector_sdk.buffers.durable_lease import DurableLease
-from connector_sdk.buffers.durable_stats import DurableStats, add_up
+from connector_sdk.buffers.durable_stats import DurableStats, add_up, new_stats
 from connector_sdk.buffers.engine import Engine
 from connector_sdk.buffers.forks import start_empty_after_fork
-from connector_sdk.buffers.reading import discard, drain
+from connector_sdk.buffers.reading import Pages, discard, drain
 from connector_sdk.buffers.records import new_record
 from connector_sdk.buffers.store import EventStore, Quarantined, SessionFilter
 from connector_sdk.buffers.taking import Selection, Terms, decode_events, merge
@@ -221,22 +222,30 @@ class DurableBuffer:
         No more than a page of each shard is in memory at any time, however much waits. A page is gone from the buffer
         when it is handed out.
         """
-        return _Pages(self, check_integer("max_items", max_items, minimum=1))
+        return Pages(self.drain_page, check_integer("max_items", max_items, minimum=1))
 
-    def lease(self, max_events: int = 500, timeout: float = 60.0) -> DurableLease:
+    def lease(self, max_events: int = 500, timeout: float = 60.0, *, renew: bool = True) -> DurableLease:
         """
         Return a lease for up to *max_events* (1 or more) of the oldest events; `async with` takes them.
 
-        It runs out *timeout* seconds (above 0, ten years at most) after it was entered unless it is extended. With several
-        shards the events come from one after the other, until there are enough; they are in order among themselves. They
-        are taken page by page: when half of *timeout* has gone by, the lease has what was taken so far.
+        It is renewed while its block runs, so that nobody else gets the events; those of a process that died come again
+        *timeout* seconds (above 0, ten years at most) after it was last heard of. With *renew* false it runs out
+        *timeout* seconds after it was entered in any case, unless it is extended.
+
+        With several shards the events come from one after the other, until there are enough; they are in order among
+        themselves. They are taken page by page: when half of *timeout* has gone by, the lease has what was taken so far.
 
         Entering raises BufferUnavailableError when the store does not answer, BufferClosedError after `aclose()`.
         Raises ConfigurationError when an argument cannot work.
         """
         max_events = check_integer("max_events", max_events, minimum=1)
-        hold = check_span("timeout", timeout, above=0)
-        return DurableLease(self._current_engine, max_events, Terms(hold, self._terms.page))
+        terms = Terms(check_span("timeout", timeout, above=0), self._terms.page)
+        return DurableLease(self._current_engine, max_events, terms, renew=check_flag("renew", renew))
+
+    @property
+    def dead_letters(self) -> DurableDeadLetters:
+        """The events that were given up with `DurableLease.fail`, by any process: to be looked at, replayed or purged."""
+        return DurableDeadLetters(self._current_engine)
 
     async def clear(self) -> None:
         """
@@ -317,26 +326,8 @@ class DurableBuffer:
                 census = add_up(await engine.census())
             except BufferUnavailableError as error:
                 self._account.read_failed("stats", str(error))
-        account = self._account
-        return DurableStats(
-            ledger=account.ledger(),
-            state="closed" if self._engine is None else self._engine.state,
-            shared=None if census is None else census.ledger,
-            sessions=None if census is None else census.sessions,
-            leases=None if census is None else census.leases,
-            oldest_age=None if census is None else census.oldest_age,
-            skewed=None if census is None else census.skewed,
-            quarantined=None if census is None else census.quarantined,
-            drained=account.drained,
-            in_doubt=account.in_doubt,
-            evicted=dict(account.evicted),
-            failed_reads=account.failed_reads,
-            outages=account.outages,
-            findings=list(account.findings),
-            hook_errors=account.hook_errors,
-            observer_errors=account.notifier.errors,
-            closed=self._closing,
-        )
+        state = "closed" if self._engine is None else self._engine.state
+        return new_stats(self._account, census, state=state, closed=self._closing)
 
     @property
     def closed(self) -> bool:
@@ -431,20 +422,3 @@ class DurableBuffer:
             )
         engine.abandon()
         self._engine = None
-
-
-class _Pages(AsyncIterator[list[Payload]]):
-    # Not an async generator: trio warns about those when a loop over them is left early.
-
-    def __init__(self, buffer: DurableBuffer, max_items: int) -> None:
-        self._buffer = buffer
-        self._max_items = max_items
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> list[Payload]:
-        page = await self._buffer.drain_page(self._max_items)
-        if not page:
-            raise StopAsyncIteration
-        return page

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from connector_sdk.buffers.account import Account
 from connector_sdk.buffers.store import Census
 from connector_sdk.ledger import DropReason, Ledger
 
-__all__ = ["DurableStats", "add_up"]
+__all__ = ["DurableStats", "add_up", "new_stats"]
 
 
 class DurableStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +28,7 @@ class DurableStats(msgspec.Struct, frozen=True, kw_only=True):
     oldest_age: float | None  #: seconds since the oldest waiting event arrived at the earliest; None without one, too
     skewed: int | None  #: events stored that were stamped later than the store's clock by more than the window
     quarantined: int | None  #: stored events that are no payloads, put aside
+    dead_letters: int | None  #: events that were given up and are kept
     drained: int  #: events that this process took out for good
     in_doubt: int  #: events dropped, or acknowledged, of which it is not known whether the store did it
     evicted: Mapping[DropReason, int]  #: waiting events, of any process, that the store gave up for this one's requests
@@ -57,5 +59,30 @@ def add_up(censuses: Iterable[Census]) -> Census:
         leases=sum(census.leases for census in every),
         skewed=sum(census.skewed for census in every),
         quarantined=sum(census.quarantined for census in every),
+        dead_letters=sum(census.dead_letters for census in every),
         oldest_age=max((census.oldest_age for census in every if census.oldest_age is not None), default=None),
+    )
+
+
+def new_stats(account: Account, census: Census | None, *, state: str, closed: bool) -> DurableStats:
+    """Return one reading of this process's *account*, and of the store's unless that is None."""
+    return DurableStats(
+        ledger=account.ledger(),
+        state=state,
+        shared=None if census is None else census.ledger,
+        sessions=None if census is None else census.sessions,
+        leases=None if census is None else census.leases,
+        oldest_age=None if census is None else census.oldest_age,
+        skewed=None if census is None else census.skewed,
+        quarantined=None if census is None else census.quarantined,
+        dead_letters=None if census is None else census.dead_letters,
+        drained=account.drained,
+        in_doubt=account.in_doubt,
+        evicted=dict(account.evicted),
+        failed_reads=account.failed_reads,
+        outages=account.outages,
+        findings=list(account.findings),
+        hook_errors=account.hook_errors,
+        observer_errors=account.notifier.errors,
+        closed=closed,
     )

@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from typing import get_args
 
-from connector_sdk.buffers.arguments import check_limit, check_types, names_of
+from connector_sdk.buffers.arguments import check_flag, check_limit, check_types, names_of
 from connector_sdk.buffers.core import BufferCore
+from connector_sdk.buffers.dead_letters import BlockingDeadLetters
 from connector_sdk.buffers.drops import DropHook, DropTeller
 from connector_sdk.buffers.leases import Lease
+from connector_sdk.buffers.memory_dead_letters import MemoryDeadLetters
 from connector_sdk.buffers.state import Overflow
 from connector_sdk.buffers.stats import BufferStats
 from connector_sdk.buffers.view import EventBufferView
@@ -58,6 +60,7 @@ class EventBuffer(BufferCore):
             that is let in when nothing else waits. Costs one encoding an event.
         max_age: seconds after which a waiting event is dropped as expired, checked whenever the buffer is written or
             read; None keeps events for ever. Time on lease counts.
+        max_dead_letters: how many events that were given up (`Lease.fail`) are kept, 0 or more; the oldest go.
         observer: an `Observer`; told `events_dropped(source="buffer", reason=..., count=...)`.
 
     When a lease gives events back to a buffer that has filled up meanwhile, "drop_oldest" pushes out the oldest (the
@@ -79,6 +82,7 @@ class EventBuffer(BufferCore):
         block_timeout: float | None = None,
         max_bytes: int | None = None,
         max_age: float | None = None,
+        max_dead_letters: int = 10_000,
         observer: object | None = None,
         _clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -95,6 +99,7 @@ class EventBuffer(BufferCore):
             max_age=None if max_age is None else check_seconds("max_age", max_age, above=0),
             overflow=overflow,
             block_timeout=block_timeout,
+            max_dead_letters=check_integer("max_dead_letters", max_dead_letters, minimum=0),
             on_drop=on_drop,
             observer=observer,
             clock=_clock,
@@ -199,7 +204,7 @@ class EventBuffer(BufferCore):
         """Discard every waiting event. They count as dropped ("cleared"); `on_drop` is not called for them."""
         self.discard()
 
-    def lease(self, max_events: int = 500, timeout: float = 60.0) -> Lease:
+    def lease(self, max_events: int = 500, timeout: float = 60.0, *, renew: bool = True) -> Lease:
         """
         Return a lease for up to *max_events* (1 or more) of the oldest events; enter it to take them.
 
@@ -208,9 +213,9 @@ class EventBuffer(BufferCore):
             with buffer.lease() as lease:
                 index(lease.events)  # an error gives them back, in order
 
-        It runs out *timeout* seconds (above 0) after it was entered unless it is extended; then its events go back. That
-        is noticed by the next operation on the buffer except an `add` with room, and wakes those who wait. `async with`
-        works too.
+        With *renew*, the default, it does not run out while its block runs. Without, it runs out *timeout* seconds (above
+        0) after it was entered unless it is extended; then its events go back. That is noticed by the next operation on
+        the buffer except an `add` with room, and wakes those who wait. `async with` works too.
 
         Raises ConfigurationError when an argument cannot work.
         """
@@ -218,6 +223,7 @@ class EventBuffer(BufferCore):
             self,
             check_integer("max_events", max_events, minimum=1),
             check_seconds("timeout", timeout, above=0),
+            renew=check_flag("renew", renew),
         )
 
     def pages(self, max_items: int = 500) -> Iterator[list[Payload]]:
@@ -297,6 +303,16 @@ class EventBuffer(BufferCore):
         return self.read_stats()
 
     # -- the rest
+
+    @property
+    def dead_letters(self) -> BlockingDeadLetters:
+        """
+        The events that were given up, with the evidence: see `Lease.fail`. Any thread may use them.
+
+        A replay takes the room there is and gives nothing up for more: what has none stays a dead letter, whatever
+        `overflow` is, and `replayed` tells. It raises BufferClosedError when the buffer is closed.
+        """
+        return MemoryDeadLetters(self)
 
     def close(self) -> None:
         """

@@ -1,9 +1,9 @@
 """
 What a buffer backend is: three coroutines, and abilities it may have besides, each its own small protocol.
 
-A backend for Kafka, a database or a test double implements `BufferBackend` and whichever of `Leasing`, `Peeking`,
-`Typed` and `Paged` it can do well. Callers do not ask which; they call the functions of this module, which use the
-ability or do the same with `add` and `drain`. Those fallbacks work on every backend and promise less; each docstring
+A backend for Kafka, a database or a test double implements `BufferBackend` and whichever of `Leasing`, `DeadLettering`,
+`Peeking`, `Typed` and `Paged` it can do well. Callers do not ask which; they call the functions of this module, which use
+the ability or do the same with `add` and `drain`. Those fallbacks work on every backend and promise less; each docstring
 says what.
 
 `connector_sdk.testing.contracts.BufferBackendContract` is the test suite that a backend must pass.
@@ -13,18 +13,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Protocol, Self, runtime_checkable
 
 import anyio
 
-from connector_sdk.buffers.arguments import check_limit, check_types, names_of
-from connector_sdk.errors import EventBufferError, LeaseError
+from connector_sdk.buffers.arguments import check_flag, check_limit, check_types, names_of
+from connector_sdk.buffers.dead_letters import DeadLetters, Evidence
+from connector_sdk.buffers.loans import BorrowedLoan, DrainedLoan, renewed, takes_renew
+from connector_sdk.errors import EventBufferError
 from connector_sdk.options import check_integer, check_seconds
 from connector_sdk.payloads import Payload
 
 __all__ = [
     "BackendLease",
     "BufferBackend",
+    "DeadLettering",
     "Leasing",
     "Paged",
     "Peeking",
@@ -81,6 +85,14 @@ class BackendLease(Protocol):
         Raises LeaseExpiredError when it ran out, LeaseError when it ended otherwise or an event is not of it.
         """
 
+    async def fail(self, event: Payload, error: BaseException | Evidence) -> None:
+        """
+        Give one event up: it moves to the dead letters of the backend with its evidence and counts as dropped.
+
+        One atomic step, or it raises as `ack` does and the event is still on the lease. An event that was acknowledged or
+        given up before is passed over. EventBufferError when the backend keeps no dead letters.
+        """
+
     async def extend(self, timeout: float) -> None:
         """Let the lease run out *timeout* seconds from now. Raises as `ack` does."""
 
@@ -92,13 +104,29 @@ class BackendLease(Protocol):
 class Leasing(Protocol):
     """The ability to hand events out on loan, so that a crash loses none: at least once."""
 
-    def lease(self, max_events: int = 500, timeout: float = 60.0) -> AbstractAsyncContextManager[BackendLease]:
+    def lease(
+        self, max_events: int = 500, timeout: float = 60.0, *, renew: bool = True
+    ) -> AbstractAsyncContextManager[BackendLease]:
         """
         Return a context manager: entering takes up to *max_events* of the oldest events, none if none wait.
 
-        Leaving the block acknowledges, an exception or a cancellation gives back. After *timeout* seconds the lease runs
-        out: its events come back, and acknowledging raises LeaseExpiredError.
+        Leaving the block acknowledges, an exception or a cancellation gives back. With *renew* the lease of a living
+        process does not run out while its block runs; that of a dead one does after *timeout* seconds, and its events
+        come back. Without, it runs out after *timeout* seconds though its block runs, and acknowledging then raises
+        LeaseExpiredError.
+
+        A backend that knows neither *renew* nor `BackendLease.fail` is `Leasing` too: `connector_sdk.buffers.protocol.lease`
+        does what can be done for it.
         """
+
+
+@runtime_checkable
+class DeadLettering(Protocol):
+    """The ability to keep the events that were given up (`BackendLease.fail`), with the evidence."""
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        """The dead letters of this backend."""
 
 
 @runtime_checkable
@@ -213,13 +241,21 @@ async def drain_page(backend: BufferBackend, max_items: int) -> list[Payload]:
 
 
 @asynccontextmanager
-async def lease(backend: BufferBackend, max_events: int = 500, timeout: float = 60.0) -> AsyncIterator[BackendLease]:
+async def lease(
+    backend: BufferBackend, max_events: int = 500, timeout: float = 60.0, *, renew: bool = True
+) -> AsyncIterator[BackendLease]:
     """
     Lease from any backend up to *max_events* (1 or more) of the oldest events: see `Leasing.lease`.
 
+    A backend whose `lease` has no parameter `renew` is renewed from outside: a task calls `extend` of the lease each third
+    of *timeout* while the block runs. A block that keeps the event loop to itself for longer keeps that task from it.
+
     Without `Leasing` the events are drained and, if the block fails, those not acknowledged are added again. Then, and
     only then: they live in this process alone, so a crash loses them (at most once, not at least once); the lease never
-    runs out, whatever *timeout* says; what is given back comes after what was added meanwhile.
+    runs out, whatever *timeout* and *renew* say; what is given back comes after what was added meanwhile.
+
+    `fail` of a lease whose backend has none, and of one without `Leasing`, raises EventBufferError, and the event is still
+    on the lease: there is no place for its evidence.
 
     Raises:
         ConfigurationError: an argument cannot work.
@@ -228,11 +264,12 @@ async def lease(backend: BufferBackend, max_events: int = 500, timeout: float = 
     """
     check_integer("max_events", max_events, minimum=1)
     check_seconds("timeout", timeout, above=0)
+    check_flag("renew", renew)
     if isinstance(backend, Leasing):
-        async with backend.lease(max_events, timeout) as loan:
+        async with _lease_of(backend, max_events, timeout, renew=renew) as loan:
             yield loan
         return
-    fallback = _DrainedLease(backend, await drain_page(backend, max_events))
+    fallback = DrainedLoan(backend, await drain_page(backend, max_events), partial(_put_back, backend))
     try:
         yield fallback
     except BaseException:
@@ -243,46 +280,19 @@ async def lease(backend: BufferBackend, max_events: int = 500, timeout: float = 
         await fallback.ack()
 
 
-class _DrainedLease:
-    """Events that were drained, and are added again unless they are acknowledged."""
-
-    def __init__(self, backend: BufferBackend, events: list[Payload]) -> None:
-        self._backend = backend
-        self.events: Sequence[Payload] = events
-        self._pending = list(events)
-        self.is_open = True
-
-    def __iter__(self) -> Iterator[Payload]:
-        return iter(self.events)
-
-    def __len__(self) -> int:
-        return len(self.events)
-
-    async def ack(self, events: Iterable[Payload] | None = None) -> None:
-        self._require_open()
-        if events is None:
-            self.is_open = False
-            self._pending.clear()
+@asynccontextmanager
+async def _lease_of(backend: Leasing, max_events: int, timeout: float, *, renew: bool) -> AsyncIterator[BackendLease]:
+    if takes_renew(backend.lease):
+        async with backend.lease(max_events, timeout, renew=renew) as loan:
+            yield loan if hasattr(loan, "fail") else BorrowedLoan(backend, loan, timeout)
+        return
+    async with backend.lease(max_events, timeout) as loan:
+        borrowed = BorrowedLoan(backend, loan, timeout)
+        if not renew:
+            yield borrowed
             return
-        ours = {id(payload) for payload in self.events}
-        done = {id(payload) for payload in events}
-        if not done <= ours:
-            raise LeaseError("only events that this lease handed out can be acknowledged")
-        self._pending = [payload for payload in self._pending if id(payload) not in done]
-
-    async def extend(self, timeout: float) -> None:
-        check_seconds("timeout", timeout, above=0)
-        self._require_open()
-
-    async def give_back(self) -> None:
-        self._require_open()
-        self.is_open = False
-        pending, self._pending = self._pending, []
-        await _put_back(self._backend, pending)
-
-    def _require_open(self) -> None:
-        if not self.is_open:
-            raise LeaseError("the lease was acknowledged or given back")
+        async with renewed(borrowed):
+            yield borrowed
 
 
 async def _put_back(backend: BufferBackend, payloads: list[Payload], *, held: Sequence[Payload] = ()) -> None:

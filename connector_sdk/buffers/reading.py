@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import NamedTuple, Self
 
 from connector_sdk.buffers.engine import Engine
 from connector_sdk.buffers.gate import Gate
@@ -24,7 +24,7 @@ from connector_sdk.errors import BufferUnavailableError
 from connector_sdk.ledger import DropReason
 from connector_sdk.payloads import Payload
 
-__all__ = ["Drained", "discard", "drain"]
+__all__ = ["Drained", "Pages", "discard", "drain"]
 
 
 class Drained(NamedTuple):
@@ -32,6 +32,27 @@ class Drained(NamedTuple):
 
     payloads: list[Payload]
     may_have_more: bool  #: nothing failed, and all that was found was put aside: look again before saying "empty"
+
+
+class Pages(AsyncIterator[list[Payload]]):
+    """
+    What *drain_page* gives, until it gives nothing.
+
+    Not an async generator: trio warns about those when a loop over them is left early.
+    """
+
+    def __init__(self, drain_page: Callable[[int], Awaitable[list[Payload]]], max_items: int) -> None:
+        self._drain_page = drain_page
+        self._max_items = max_items
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[Payload]:
+        page = await self._drain_page(self._max_items)
+        if not page:
+            raise StopAsyncIteration
+        return page
 
 
 async def drain(engine: Engine, terms: Terms, selection: Selection, limit: int | None) -> Drained:

@@ -58,6 +58,9 @@ class RedisEventBuffer(DurableBuffer):
             Divided among the shards.
         dedupe_seconds: how long an event id is known after its event was taken or given up, 0 or more. An event with a
             known id (of the same `product_id`) is not stored again: it counts as "duplicate".
+        max_dead_letters: dead letters that are kept, 1 or more; beyond it those that died first go. Divided among the shards.
+        dead_letter_seconds: how long a dead letter is kept after its death, 0.1 or more; window and grace do not matter.
+        drain_hold: seconds, above 0, that the events of a drain stay out of sight if the drainer dies half-way.
         shards: over how many hash tags the keys are spread, 1 to 1024, so that a cluster can share the work. All
             processes must name the same number; it may grow, and must not shrink before the buffer is drained.
         codec: "json", or "compact" for less memory at some 30 us an event. Any process reads both.
@@ -84,6 +87,9 @@ class RedisEventBuffer(DurableBuffer):
         max_per_session: int = 0,
         max_sessions: int = 0,
         dedupe_seconds: float = 600.0,
+        max_dead_letters: int = 10_000,
+        dead_letter_seconds: float = 604_800.0,
+        drain_hold: float = 15.0,
         shards: int = 1,
         codec: Codec = "json",
         response_timeout: float = 1.0,
@@ -101,6 +107,8 @@ class RedisEventBuffer(DurableBuffer):
             dedupe=_lifetime("dedupe_seconds", dedupe_seconds),
             max_per_session=check_integer("max_per_session", max_per_session, minimum=0),
             max_sessions=check_integer("max_sessions", max_sessions, minimum=0),
+            max_dead_letters=check_integer("max_dead_letters", max_dead_letters, minimum=1),
+            dead_letter_seconds=_lifetime("dead_letter_seconds", dead_letter_seconds, minimum=_SHORTEST),
             shards=check_integer("shards", shards, minimum=1, maximum=_MOST_SHARDS),
         )
         client = RedisClient(
@@ -114,6 +122,7 @@ class RedisEventBuffer(DurableBuffer):
             on_drop=on_drop,
             codec=codec,
             response_timeout=response_timeout,
+            drain_hold=drain_hold,
             observer=observer,
         )
 

@@ -22,6 +22,7 @@ __all__ = [
     "events_of",
     "integer_of",
     "integers_of",
+    "milliseconds",
     "reasons_of",
     "size_of_state",
 ]
@@ -29,6 +30,7 @@ __all__ = [
 _LUA: Final = "connector_sdk.buffers.lua"
 _REASONS: Final = frozenset(DropReason)
 _HEAD: Final = 4  # entries that a reply has before its drops
+_LONGEST: Final = 10 * 366 * 86_400_000  # milliseconds
 #: The number of events stands at the front of the packed state of a session.
 _SIZE: Final = Struct(">d")
 
@@ -38,9 +40,10 @@ class Scripts:
 
     def __init__(self) -> None:
         parts = [load_script(_LUA, f"{name}.lua").source for name in ("shared", "upkeep")]
+        letters = load_script(_LUA, "letters.lua").source
 
-        def script(name: str) -> Script:
-            return Script(name, b"\n".join((*parts, load_script(_LUA, f"{name}.lua").source)))
+        def script(name: str, *more: bytes) -> Script:
+            return Script(name, b"\n".join((*parts, *more, load_script(_LUA, f"{name}.lua").source)))
 
         self.append = script("append")
         self.take = script("take")
@@ -51,7 +54,12 @@ class Scripts:
         self.give_back = script("give_back")
         self.quarantine = script("quarantine")
         self.peek = script("peek")
-        self.census = script("census")
+        self.census = script("census", letters)
+        self.bury = script("bury", letters)
+        self.dead_letters = script("dead_letters", letters)
+        self.dead_letter = script("dead_letter", letters)
+        self.redrive = script("redrive", letters)
+        self.purge = script("purge", letters)
 
 
 @dataclass(slots=True)
@@ -95,6 +103,11 @@ class Answer:
             reasons_of(entries[_HEAD:start]) if pairs else {},
             entries[start:],
         )
+
+
+def milliseconds(seconds: float) -> int:
+    """Return a span of time as scripts take it: whole milliseconds, up to ten years."""
+    return max(0, min(round(seconds * 1000), _LONGEST))
 
 
 def integer_of(reply: Reply) -> int:

@@ -20,6 +20,7 @@ from msgspec import UNSET
 
 from connector_sdk.buffers.forks import start_empty_after_fork
 from connector_sdk.buffers.redis_batches import BatchNumbers
+from connector_sdk.buffers.redis_dead_letters import RedisDeadLetters
 from connector_sdk.buffers.redis_inspection import findings_of
 from connector_sdk.buffers.redis_members import is_label, known_as, label_of, member_of, session_of, tag_of
 from connector_sdk.buffers.redis_scripts import (
@@ -32,6 +33,7 @@ from connector_sdk.buffers.redis_scripts import (
     events_of,
     integer_of,
     integers_of,
+    milliseconds,
     reasons_of,
     size_of_state,
 )
@@ -58,7 +60,6 @@ _HOUSEKEEPING: Final = 1000  # events that one call moves at most for others
 _LOOK_AT: Final = 2000  # events that one call looks at to find some of a type
 _PEEK_PAGE: Final = 500
 _PAGE_BYTES: Final = 4 * 1024 * 1024  # after which a page ends
-_LONGEST: Final = 10 * 366 * 86_400_000  # milliseconds
 _MOST_SCANS: Final = 100
 _QUARANTINED: Final = 1000
 _FULL: Final = ("OOM", "MISCONF")
@@ -76,20 +77,24 @@ class RedisStoreOptions:
     max_per_session: int = 0
     max_sessions: int = 0
     shards: int = 1
+    max_dead_letters: int = 10_000
+    dead_letter_seconds: float = 604_800.0
 
 
-class RedisStore:
+class RedisStore(RedisDeadLetters):
     """
     An `EventStore` on Redis; see there for what each method promises.
 
-    `max_sessions` holds for each shard: divided by their number, rounded up. The client is the store's: `aclose` closes
-    it.
+    `max_sessions` and `max_dead_letters` hold for each shard: divided by their number, rounded up. The client is the
+    store's: `aclose` closes it.
     """
 
     def __init__(self, client: RedisClient, options: RedisStoreOptions) -> None:
         self._client = client
         self._options = options
         self._scripts = Scripts()
+        most_dead_letters = -(-options.max_dead_letters // options.shards)
+        super().__init__(self._scripts, most_dead_letters, milliseconds(options.dead_letter_seconds))
         self._tags = [tag_of(options.key_prefix, shard) for shard in range(options.shards)]
         self._batches = [BatchNumbers() for _ in self._tags]
         self._seen = [Seen() for _ in self._tags]
@@ -99,7 +104,7 @@ class RedisStore:
         #: ARGV[1] of every script: see `lua/shared.lua`.
         self._configuration = pack(
             ">dddddd",
-            *(_milliseconds(seconds) for seconds in (options.window, lifetime, options.dedupe)),
+            *(milliseconds(seconds) for seconds in (options.window, lifetime, options.dedupe)),
             _HOUSEKEEPING,
             options.window_on == "event",
             _PAGE_BYTES,
@@ -186,7 +191,7 @@ class RedisStore:
         """Take events: `lua/take.lua` or `lua/take_any.lua`, or with a filter `lua/take_matching.lua`."""
         if session is UNSET and kinds is None:
             script = self._scripts.take if in_order else self._scripts.take_any
-            answer = await self._keeping_house(script, shard, [lease, _milliseconds(hold), limit], timeout)
+            answer = await self._keeping_house(script, shard, [lease, milliseconds(hold), limit], timeout)
             first_ticket = integer_of(answer.rest[1])
             events = events_of(answer.rest[2:], first_ticket)
             more = "more" if answer.waiting else ""
@@ -214,7 +219,7 @@ class RedisStore:
         timeout: float,
     ) -> Page:
         labels = scan.labels[:_LOOK_AT]
-        arguments: list[bytes | str | int] = [lease, _milliseconds(hold), limit, _LOOK_AT]
+        arguments: list[bytes | str | int] = [lease, milliseconds(hold), limit, _LOOK_AT]
         arguments += (
             -1 if kinds is None else len(kinds),
             *(kind.encode("utf-8", "surrogatepass") for kind in kinds or ()),
@@ -257,7 +262,7 @@ class RedisStore:
 
     async def extend(self, shard: int, lease: str, *, hold: float, timeout: float) -> bool:
         """Move the end of a lease: `lua/extend.lua`."""
-        arguments: list[bytes | str | int] = [lease, _milliseconds(hold)]
+        arguments: list[bytes | str | int] = [lease, milliseconds(hold)]
         answer = await self._run(self._scripts.extend, shard, arguments, timeout, repeatable=True)
         return integer_of(answer.rest[0]) == 1
 
@@ -316,20 +321,21 @@ class RedisStore:
 
     async def census(self, shard: int, *, timeout: float) -> Census:
         """Count: `lua/census.lua`."""
-        answer = await self._keeping_house(self._scripts.census, shard, [], timeout)
-        received, delivered, skewed, sessions, leases, quarantined, oldest = integers_of(answer.rest[1:8])
+        answer = await self._keeping_house(self._scripts.census, shard, self._bounds, timeout)
+        received, delivered, skewed, sessions, leases, quarantined, dead, oldest = integers_of(answer.rest[1:9])
         return Census(
             ledger=Ledger(
                 received=received,
                 delivered=delivered,
                 buffered=answer.waiting,
                 in_flight=answer.leased,
-                dropped=reasons_of(answer.rest[8:]),
+                dropped=reasons_of(answer.rest[9:]),
             ),
             sessions=sessions,
             leases=leases,
             skewed=skewed,
             quarantined=quarantined,
+            dead_letters=dead,
             oldest_age=None if oldest < 0 else oldest / 1000,
             dropped=answer.dropped,
         )
@@ -429,10 +435,6 @@ def _unavailable(error: RedisUnavailableError | RedisRefusedError) -> BufferUnav
     if isinstance(error, RedisRefusedError):
         return BufferUnavailableError(str(error), in_doubt=error.in_doubt, full=error.code in _FULL)
     return BufferUnavailableError(str(error), in_doubt=error.in_doubt)
-
-
-def _milliseconds(seconds: float) -> int:
-    return max(0, min(round(seconds * 1000), _LONGEST))
 
 
 def _without_duplicates(answer: Answer) -> dict[DropReason, int]:

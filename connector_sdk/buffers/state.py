@@ -15,7 +15,8 @@ from typing import Literal, TypeAlias
 
 from connector_sdk.buffers.drops import DropHook, DropTeller
 from connector_sdk.buffers.forks import start_empty_after_fork
-from connector_sdk.buffers.leases import Lease, LeaseState
+from connector_sdk.buffers.leases import LeaseState, Loan
+from connector_sdk.buffers.memory_dead_letters import Shelf
 from connector_sdk.buffers.waiting import WaitingRoom
 from connector_sdk.buffers.window import MARK_EVERY, Window
 from connector_sdk.ledger import DropReason
@@ -42,9 +43,10 @@ class BufferState:
         "_hook",
         "_in_flight",
         "_items",
-        "_leases",
+        "_loans",
         "_lock",
         "_max_age",
+        "_max_dead_letters",
         "_measured",
         "_observer",
         "_overflow",
@@ -53,6 +55,7 @@ class BufferState:
         "_received",
         "_refused",
         "_release",
+        "_shelf",
         "_teller",
         "_waiting",
         "_window",
@@ -66,6 +69,7 @@ class BufferState:
         max_age: float | None,
         overflow: Overflow,
         block_timeout: float | None,
+        max_dead_letters: int,
         on_drop: DropHook | None,
         observer: object | None,
         clock: Callable[[], float],
@@ -73,6 +77,7 @@ class BufferState:
         self._max_age = max_age
         self._overflow = overflow
         self._block_timeout = block_timeout
+        self._max_dead_letters = max_dead_letters
         self._hook = on_drop
         self._observer = observer
         self._clock = clock
@@ -91,7 +96,8 @@ class BufferState:
         self._window.take_all()
         self._items = self._window.items
         self._waiting = WaitingRoom()
-        self._leases: set[Lease] = set()
+        self._loans: set[Loan] = set()
+        self._shelf = Shelf(self._max_dead_letters)
         self._closed = False
         self._received = 0  # everything that was added, refused included
         self._refused = 0  # what never entered the window
@@ -134,14 +140,14 @@ class BufferState:
             self._speak(wakes)
 
     def _tidy(self) -> None:
-        if self._leases or self._max_age is not None:
+        if self._loans or self._max_age is not None:
             with self._section():
                 pass
 
     def _begin(self) -> float:
         self._close_fast_path()
         now = self._clock()
-        if self._leases and (expired := [lease for lease in self._leases if lease.deadline <= now]):
+        if self._loans and (expired := [loan for loan in self._loans if loan.runs_out(now)]):
             self._put_back(expired, LeaseState.EXPIRED)
         if self._max_age is not None:
             self._give_up(DropReason.EXPIRED, self._window.evict_older(now - self._max_age))
@@ -149,6 +155,8 @@ class BufferState:
 
     def _settle(self, now: float) -> list[Callable[[], None]]:
         wakes: list[Callable[[], None]] = []
+        if self._shelf.remembers and not self._items and not self._in_flight:
+            self._shelf.forget_replayed()  # none of those is here that could die again
         if self._waiting.for_items or self._waiting.for_room:
             wakes = self._waiting.due(len(self._items), self._window.has_room, closed=self._closed)
         if not self._measured:
@@ -212,15 +220,15 @@ class BufferState:
 
     def after_fork_in_child(self) -> None:
         """Start empty and unlocked, with a new account."""
-        for lease in self._leases:
-            lease.state = LeaseState.RETURNED  # it is the parent's; leaving its block here does nothing
+        for loan in self._loans:
+            loan.state = LeaseState.RETURNED  # it is the parent's; leaving its block here does nothing
         self._start_empty()
 
-    def _put_back(self, leases: list[Lease], state: LeaseState) -> None:
-        for lease in leases:
-            rest = lease.rest()
-            lease.state = state
-            self._leases.discard(lease)
+    def _put_back(self, loans: list[Loan], state: LeaseState) -> None:
+        for loan in loans:
+            rest = loan.rest()
+            loan.state = state
+            self._loans.discard(loan)
             self._in_flight -= len(rest.items)
             self._window.put_back(rest)
         if self._overflow == "drop_oldest":  # only now, so that the oldest of all of them goes first

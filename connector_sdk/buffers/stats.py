@@ -18,6 +18,7 @@ class BufferStats(msgspec.Struct, frozen=True, kw_only=True):
     max_size: int  #: the bound in events, 0 without one
     oldest_age: float | None  #: seconds the oldest waiting event has been here at most, None when none waits
     leases: int  #: leases open that hold events
+    dead_letters: int  #: events given up and kept among the dead letters
     waiting_adds: int  #: callers whose payload waits for room (overflow "block")
     untold_drops: int  #: drops that `on_drop` or the Observer have not been told yet
     hook_errors: int  #: calls of `on_drop` that raised

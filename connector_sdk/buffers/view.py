@@ -7,9 +7,11 @@ from typing import Self
 
 import anyio.lowlevel
 
-from connector_sdk.buffers.arguments import check_limit, check_types, names_of
+from connector_sdk.buffers.arguments import check_flag, check_limit, check_types, names_of
 from connector_sdk.buffers.core import BufferCore
+from connector_sdk.buffers.dead_letters import DeadLetters
 from connector_sdk.buffers.leases import AsyncLease, Lease
+from connector_sdk.buffers.memory_dead_letters import MemoryDeadLetters, MemoryDeadLettersView
 from connector_sdk.buffers.stats import BufferStats
 from connector_sdk.buffers.waiting import TaskSleeper, Turn, Waiter
 from connector_sdk.options import check_integer, check_seconds
@@ -88,10 +90,16 @@ class EventBufferView:
         waiter = self._core.waiter_for_items(sleeper, min_items, timeout)
         return await self._sleep_until(sleeper, waiter, lambda: self._core.look_for_items(waiter))
 
-    def lease(self, max_events: int = 500, timeout: float = 60.0) -> AsyncLease:
+    def lease(self, max_events: int = 500, timeout: float = 60.0, *, renew: bool = True) -> AsyncLease:
         """Return a lease for `async with`: see `EventBuffer.lease`."""
         max_events = check_integer("max_events", max_events, minimum=1)
-        return AsyncLease(Lease(self._core, max_events, check_seconds("timeout", timeout, above=0)))
+        timeout = check_seconds("timeout", timeout, above=0)
+        return AsyncLease(Lease(self._core, max_events, timeout, renew=check_flag("renew", renew)))
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        """The events that were given up, with the evidence: see `EventBuffer.dead_letters`."""
+        return MemoryDeadLettersView(MemoryDeadLetters(self._core))
 
     def pages(self, max_items: int = 500) -> AsyncIterator[list[Payload]]:
         """Drain page by page, waiting for more, until the buffer is closed: see `EventBuffer.pages`."""

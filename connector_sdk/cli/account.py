@@ -57,7 +57,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True):
-    """The numbers, each from the one who counted it: the server, the client, the buffer, Redis, the index."""
+    """The numbers, each from the one who counted it: the server, the client, the buffer, its store, the index."""
 
     played: Played
     connections: int  #: opened by the client
@@ -69,7 +69,8 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     index: IndexCounts  #: as counted in the database at the end
     known: int  #: events of the server's log whose ids are in the index
     place: str = "memory"  #: where the buffer is
-    store: Ledger | None = None  #: as Redis counts, over all processes; None for a buffer in memory
+    store_name: str = "Redis"  #: what to call the store
+    store: Ledger | None = None  #: as the store counts, over all processes; None for a buffer in memory
     given_up: GivenUp = GivenUp()
     outage: Outage | None = None  #: None when Redis was not killed
     findings: Sequence[str] = ()  #: what is wrong with the configuration of Redis
@@ -87,7 +88,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def dropped(self) -> dict[str, int]:
         """Events given up, by who did and why; duplicates are no loss and not among them."""
-        by_whom = {"client": self.client, "buffer": self.buffer, "Redis": self.store or Ledger()}
+        by_whom = {"client": self.client, "buffer": self.buffer, self.store_name: self.store or Ledger()}
         return {
             f"{who}: {why}": count
             for who, ledger in by_whom.items()
@@ -152,15 +153,15 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
         known_twice = buffer.dropped.get(DropReason.DUPLICATE, 0)
         return [
             Check(
-                says="from buffer to Redis",
+                says=f"from buffer to {self.store_name}",
                 left=buffer.delivered + known_twice + self.given_up.stored,
                 right=store.received,
             ),
-            Check(says="the sums of Redis", left=store.received, right=store.accounted),
-            Check(says="nothing waits in Redis", left=store.buffered + store.in_flight, right=0),
-            Check(says="nothing lost in Redis", left=_losses(store), right=0),
+            Check(says=f"the sums of {self.store_name}", left=store.received, right=store.accounted),
+            Check(says=f"nothing waits in {self.store_name}", left=store.buffered + store.in_flight, right=0),
+            Check(says=f"nothing lost in {self.store_name}", left=_losses(store), right=0),
             # What came a second time was acknowledged once.
-            Check(says="from Redis to index", left=store.delivered, right=self.added.events),
+            Check(says=f"from {self.store_name} to index", left=store.delivered, right=self.added.events),
         ]
 
     @property

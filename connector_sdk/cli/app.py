@@ -144,9 +144,10 @@ def demo(
         str,
         typer.Option(
             metavar="WHERE",
-            help="Where events wait for the index: memory, redis (a server is started for it), or the URL of a Redis.",
+            help="Where events wait for the index: sqlite (a file of the demo, or sqlite:///FILE for a new one), memory, redis "
+            "(a server is started for it), or the URL of a Redis.",
         ),
-    ] = "memory",
+    ] = "sqlite",
     kill_redis: Annotated[
         bool, typer.Option("--kill-redis", help="With --buffer redis: kill that server on the way, and start it again.")
     ] = False,

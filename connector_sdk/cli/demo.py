@@ -62,7 +62,7 @@ class DemoOptions(msgspec.Struct, frozen=True, kw_only=True):
     index: Path | None = None
     query: str | None = None
     is_json: bool = False
-    buffer: str = "memory"  #: or "redis", or a URL
+    buffer: str = "sqlite"  #: or "memory", "redis", or a URL
     kill_redis: bool = False
 
 
@@ -93,7 +93,7 @@ def demo(source: Source, options: DemoOptions) -> None:
             console,
             has_log=source.log is not None,
             index_path=str(options.index) if options.index else None,
-            in_memory=account.store is None,
+            has_redis=account.store_name == "Redis",
         )
     if options.is_json:
         found = {"query": query, "hits": msgspec.to_builtins(hits), "busiest_pages": msgspec.to_builtins(pages)}
@@ -163,6 +163,7 @@ class _Run:
                 index=self._index.counts(),
                 known=len(ids),
                 place=self._place.name,
+                store_name=self._place.store_name,
                 store=reading.store,
                 given_up=_given_up(self._place.given_up, ids),
                 outage=self._killing.outage if self._killing is not None else None,

@@ -1,10 +1,12 @@
-"""Where the events of a demo wait for the index: in memory, or in Redis, which may be killed on the way."""
+"""Where the events of a demo wait for the index: in a file, in memory, or in Redis, which may be killed on the way."""
 
 from __future__ import annotations
 
 import secrets
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self
 
@@ -12,10 +14,12 @@ import anyio
 import msgspec
 
 from connector_sdk.buffers.blocking import BlockingBuffer
+from connector_sdk.buffers.durable import DurableBuffer
 from connector_sdk.buffers.durable_stats import DurableStats
 from connector_sdk.buffers.memory import EventBuffer
 from connector_sdk.buffers.redis import RedisEventBuffer
 from connector_sdk.buffers.redis_members import is_label, tag_of
+from connector_sdk.buffers.sqlite import SQLiteEventBuffer
 from connector_sdk.cli.console import BadInputError
 from connector_sdk.errors import BufferUnavailableError, ConfigurationError, ConnectorError
 from connector_sdk.ledger import Ledger
@@ -23,7 +27,7 @@ from connector_sdk.payloads import Payload
 from connector_sdk.redis_client import RedisAddress, RedisClient, Reply
 from connector_sdk.testing.redis_server import RedisServer, embedded_binary
 
-__all__ = ["Loan", "MemoryPlace", "Place", "Reading", "RedisPlace", "open_place"]
+__all__ = ["Loan", "MemoryPlace", "Place", "Reading", "RedisPlace", "SQLitePlace", "open_place"]
 
 _SHARD: Final = 0  # the only one
 _HOLD: Final = 3.0  # seconds until the events of a lease come again that Redis was killed under
@@ -36,11 +40,11 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     """What a place tells of itself."""
 
     ledger: Ledger  #: of this process
-    store: Ledger | None = None  #: as Redis counts it; None for a buffer in memory
+    store: Ledger | None = None  #: as the store counts it; None for a buffer in memory
     waiting: int = 0
-    is_away: bool = False  #: Redis does not answer
+    is_away: bool = False  #: the store does not answer
     is_settled: bool = True  #: nothing is on its way, waits or is on lease
-    findings: Sequence[str] = ()  #: what is wrong with the configuration of Redis
+    findings: Sequence[str] = ()  #: what is wrong with the configuration of the store
 
 
 class Loan(Protocol):
@@ -60,6 +64,10 @@ class Place(Protocol):
     @property
     def name(self) -> str:
         """What it is, for the story; no secrets."""
+
+    @property
+    def store_name(self) -> str:
+        """What to call the store in the account."""
 
     @property
     def given_up(self) -> Sequence[Payload]:
@@ -85,6 +93,7 @@ class MemoryPlace:
     """An `EventBuffer`. What was received is never dropped: when it is full the client, and so the server, waits."""
 
     name = "memory"
+    store_name = "memory"
     given_up: Sequence[Payload] = ()
 
     def __init__(self) -> None:
@@ -112,53 +121,31 @@ class MemoryPlace:
         pass
 
 
-class RedisPlace:
-    """
-    A `RedisEventBuffer` for sync code, under a prefix that no other run has.
+class _DurablePlace:
+    """A durable buffer for sync code."""
 
-    While Redis is away events are given up at once, told and counted. The order is that of arrival, for the events of a demo
-    are older than they look.
-    """
-
-    def __init__(self, url: str, name: str, server: RedisServer | None = None) -> None:
+    def __init__(self, name: str, store_name: str, buffer: DurableBuffer, given_up: Sequence[Payload]) -> None:
         self.name = name
-        self._url = url
-        self._prefix = f"demo-{secrets.token_hex(6)}"
-        self._server = server
-        self._given_up: list[Payload] = []
+        self.store_name = store_name
+        self._given_up = given_up
         self._store = Ledger()
-        self._was_there = False
-        self._buffer = BlockingBuffer(
-            RedisEventBuffer(
-                url,
-                self._prefix,
-                window_seconds=600.0,
-                window_on="arrival",
-                acquire_timeout=_PATIENCE,
-                on_drop=self._given_up.append,
-            )
-        )
+        self._buffer = BlockingBuffer(buffer)
 
     @property
     def given_up(self) -> Sequence[Payload]:
         """What the buffer told its `on_drop` hook."""
         return self._given_up
 
-    def check(self) -> None:
-        """Raise BufferUnavailableError when Redis does not answer, or lets us not do what a buffer does."""
-        self._buffer.clear()
-        self._was_there = True
-
     def add(self, payload: Payload, /) -> None:
         """Take one event."""
         self._buffer.add(payload)
 
     def lease(self, max_events: int) -> AbstractContextManager[Loan]:
-        """Hand out events; raises BufferUnavailableError, on entering or leaving, when Redis does not answer."""
+        """Hand out events; raises BufferUnavailableError, on entering or leaving, when the store does not answer."""
         return self._buffer.lease(max_events, timeout=_HOLD)
 
     def read(self) -> Reading:
-        """Tell how things are; what Redis counts is the last that it said."""
+        """Tell how things are; what the store counts is the last that it said."""
         stats = self._buffer.stats()
         assert isinstance(stats, DurableStats)
         self._store = stats.shared or self._store
@@ -172,6 +159,51 @@ class RedisPlace:
             findings=stats.findings,
         )
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._buffer.close(timeout=0.5)
+
+
+class SQLitePlace(_DurablePlace):
+    """A `SQLiteEventBuffer`. What was received is never dropped: while the disk is full the client waits."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        super().__init__(name, "the file", SQLiteEventBuffer(path, overflow="block"), ())
+
+
+class RedisPlace(_DurablePlace):
+    """
+    A `RedisEventBuffer`, under a prefix that no other run has.
+
+    While Redis is away events are given up at once, told and counted. The order is that of arrival, for the events of a demo
+    are older than they look.
+    """
+
+    def __init__(self, url: str, name: str, server: RedisServer | None = None) -> None:
+        self._url = url
+        self._prefix = f"demo-{secrets.token_hex(6)}"
+        self._server = server
+        self._was_there = False
+        given_up: list[Payload] = []
+        buffer = RedisEventBuffer(
+            url,
+            self._prefix,
+            window_seconds=600.0,
+            window_on="arrival",
+            acquire_timeout=_PATIENCE,
+            on_drop=given_up.append,
+        )
+        super().__init__(name, "Redis", buffer, given_up)
+
+    def check(self) -> None:
+        """Raise BufferUnavailableError when Redis does not answer, or lets us not do what a buffer does."""
+        self._buffer.clear()
+        self._was_there = True
+
     def kill(self) -> None:
         """Kill the demo's own server."""
         assert self._server is not None
@@ -182,14 +214,11 @@ class RedisPlace:
         assert self._server is not None
         self._server.restart()
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._buffer.close(timeout=0.5)
+            super().__exit__(kind, error, trace)
         finally:
             if self._server is None and self._was_there:
                 # What cannot be deleted expires by itself.
@@ -200,7 +229,8 @@ class RedisPlace:
 @contextmanager
 def open_place(buffer: str, *, kill_redis: bool = False) -> Iterator[Place]:
     """
-    Open what `--buffer` names: "memory", "redis" (a server is started, and ends with the block) or a Redis URL.
+    Open what `--buffer` names: "sqlite" (a file that goes with the block) or sqlite:/// and the path of a new file, "memory",
+    "redis" (a server is started, and ends with the block) or a Redis URL.
 
     Raises BadInputError when it names nothing, when there is no server or it does not answer, and for *kill_redis* with a
     server that is not ours to kill.
@@ -210,25 +240,43 @@ def open_place(buffer: str, *, kill_redis: bool = False) -> Iterator[Place]:
     if buffer == "memory":
         with MemoryPlace() as memory:
             yield memory
+    elif buffer == "sqlite":
+        with tempfile.TemporaryDirectory(prefix="connector-demo-") as folder:
+            path = Path(folder) / "events.db"
+            with SQLitePlace(path, f"a file, {path}, which any process may use and which survives them") as place:
+                yield place
+    elif buffer.startswith("sqlite:"):
+        with _new_file(buffer) as place:
+            yield place
     elif buffer == "redis":
         with _new_server() as server:
             name = f"{server.product.capitalize()} {server.version}, started for this demo at {server.url}"
-            with RedisPlace(server.url, name, server) as place:
-                place.check()
-                yield place
+            with RedisPlace(server.url, name, server) as redis:
+                redis.check()
+                yield redis
     elif "://" in buffer:
         address = RedisAddress.parse(buffer)
-        with RedisPlace(buffer, f"Redis at {address}") as place:
+        with RedisPlace(buffer, f"Redis at {address}") as redis:
             try:
-                place.check()
+                redis.check()
             except BufferUnavailableError as error:
                 raise BadInputError(f"--buffer {address} cannot be used: {error}") from error
-            yield place
+            yield redis
     else:
         # The value is not repeated: it may be the rest of a URL with its password.
         raise BadInputError(
-            "--buffer must be memory, redis, or the URL of a Redis, for example redis://localhost:6379/0"
+            "--buffer must be sqlite, sqlite:/// and the path of a new file, memory, redis, or the URL of a Redis, for example "
+            "redis://localhost:6379/0"
         )
+
+
+def _new_file(url: str) -> SQLitePlace:
+    path = Path(url.removeprefix("sqlite:///"))
+    if not url.startswith("sqlite:///") or not path.name or path.exists() or not path.parent.is_dir():
+        raise BadInputError(
+            f"--buffer {url}: the demo needs sqlite:/// and the path of a file that does not exist yet, in a folder that does"
+        )
+    return SQLitePlace(path, f"a file, {path}, which is left there")
 
 
 def _new_server() -> RedisServer:

@@ -274,14 +274,14 @@ def tell_findings(console: Console, pages: Sequence[PageCount], query: str, hits
     _plain(console, "")
 
 
-def tell_next(console: Console, *, has_log: bool, index_path: str | None, in_memory: bool) -> None:
+def tell_next(console: Console, *, has_log: bool, index_path: str | None, has_redis: bool) -> None:
     """Say what to try next."""
     _title(console, "What to try next")
     if index_path is not None:
         _plain(console, f"  the index is in {index_path}: open it with sqlite3, table `documents`")
     if not has_log:
         _plain(console, "  connector-sdk demo --from access.log   the same with the log of your own web server")
-    if in_memory:
+    if not has_redis:
         _plain(
             console,
             "  connector-sdk demo --buffer redis --kill-redis   the same with a buffer in Redis, which is killed",

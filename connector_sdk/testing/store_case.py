@@ -15,6 +15,7 @@ from msgspec import UNSET
 
 from connector_sdk.buffers.store import (
     Appended,
+    Buried,
     Census,
     EventStore,
     Page,
@@ -158,6 +159,39 @@ class Shard:
         """Return what was put aside."""
         return await self.store.quarantined(self.number, timeout=self._timeout)
 
+    async def bury(self, lease: str, letters: Iterable[tuple[StoredEvent, bytes]]) -> bool:
+        """Bury events, each with its evidence."""
+        return await self.store.bury(self.number, lease, list(letters), timeout=self._timeout)
+
+    async def dead_letters(self, limit: int = ALL, cursor: str = "") -> tuple[list[Buried], str]:
+        """Return a page of dead letters."""
+        return await self.store.dead_letters(self.number, limit, cursor=cursor, timeout=self._timeout)
+
+    async def all_dead_letters(self, limit: int = ALL) -> list[Buried]:
+        """Return all dead letters, in pages of *limit*."""
+        found: list[Buried] = []
+        cursor = ""
+        for _ in range(ALL):
+            page, cursor = await self.dead_letters(limit, cursor)
+            assert len(page) <= limit
+            found += page
+            if not cursor:
+                return found
+        raise AssertionError("the cursor never comes to an end")
+
+    async def dead_letter(self, arrival: int) -> Buried | None:
+        """Return one dead letter."""
+        return await self.store.dead_letter(self.number, arrival, timeout=self._timeout)
+
+    async def redrive(self, arrivals: Iterable[int]) -> list[int]:
+        """Let dead letters wait again."""
+        return await self.store.redrive(self.number, list(arrivals), timeout=self._timeout)
+
+    async def purge(self, arrivals: Iterable[int] | None = None) -> int:
+        """Discard these dead letters, or all."""
+        chosen = None if arrivals is None else list(arrivals)
+        return await self.store.purge(self.number, chosen, timeout=self._timeout)
+
     async def peek(self, limit: int | None = None) -> list[StoredEvent]:
         """Look at the newest."""
         return await self.store.peek(self.number, limit, timeout=self._timeout)
@@ -189,8 +223,8 @@ class StoreCase(abc.ABC):
         """
         Return a new store over an empty place; may be a coroutine function.
 
-        If it has a window, or forgets sessions that are idle, or ids, then after ten minutes or more; and no bounds that
-        10,000 events in as many sessions would reach.
+        If it has a window, or forgets sessions that are idle, ids or dead letters, then after ten minutes or more; and no
+        bounds that 10,000 events in as many sessions, or 5,000 dead letters, would reach.
         """
 
     def another_process(self, store: EventStore) -> EventStore | Awaitable[EventStore]:
@@ -201,14 +235,23 @@ class StoreCase(abc.ABC):
         del store
         pytest.skip("the class has no another_process()")
 
+    def make_bounded_store(self, max_dead_letters: int) -> EventStore | Awaitable[EventStore]:
+        """
+        Return a new store of one shard over an empty place, that keeps *max_dead_letters*; may be a coroutine function.
+        Unless it is overridden, tests of that bound are skipped.
+        """
+        del max_dead_letters
+        pytest.skip("the class has no make_bounded_store()")
+
     async def close_store(self, store: EventStore) -> None:
         """Release what `make_store` or `another_process` opened; closes the store unless overridden."""
         await store.aclose()
 
     @asynccontextmanager
-    async def opened(self) -> AsyncIterator[EventStore]:
+    async def opened(self, *, max_dead_letters: int | None = None) -> AsyncIterator[EventStore]:
         """Open a store for the length of a test; the account of every shard must balance at its end."""
-        store = await _made(self.make_store())
+        made = self.make_store() if max_dead_letters is None else self.make_bounded_store(max_dead_letters)
+        store = await _made(made)
         try:
             yield store
             for number in range(store.shards):

@@ -15,7 +15,16 @@ import anyio.lowlevel
 import msgspec
 from msgspec import UNSET
 
-from connector_sdk.buffers.store import Appended, Census, Page, Quarantined, Record, SessionFilter, StoredEvent
+from connector_sdk.buffers.store import (
+    Appended,
+    Buried,
+    Census,
+    Page,
+    Quarantined,
+    Record,
+    SessionFilter,
+    StoredEvent,
+)
 from connector_sdk.errors import BufferUnavailableError
 from connector_sdk.ledger import DropReason, Ledger
 
@@ -41,15 +50,30 @@ class Held(msgspec.Struct, eq=False):
     events: dict[int, Kept] = msgspec.field(default_factory=dict)
 
 
+class Letter(msgspec.Struct, eq=False):
+    """A dead letter, and its place among them."""
+
+    place: int
+    kept: Kept
+    evidence: list[bytes]
+    buried_at: float
+
+    def shown(self) -> Buried:
+        return Buried(self.kept.session, self.kept.event, list(self.evidence), self.buried_at)
+
+
 class Shard:
     """What one shard holds, and its account."""
 
     def __init__(self, *, known_ids: bool) -> None:
         self.known_ids = known_ids
+        self.letters: dict[int, Letter] = {}  # by arrival, the first buried first
+        self.redriven: dict[int, list[bytes]] = {}  # the evidence of those that wait again
+        self.burials = 0
         self.waiting: list[Kept] = []
         self.leases: dict[str, Held] = {}
         self.aside: list[Quarantined] = []
-        self.batches: set[tuple[int, int]] = set()  # number of the store object, and of the batch
+        self.batches: dict[tuple[int, int], float] = {}  # number of the store object, and of the batch: since when
         self.ids: set[tuple[str, str]] = set()
         self.arrivals = 0
         self.received = 0
@@ -73,6 +97,25 @@ class Shard:
     def drop(self, reason: DropReason, count: int) -> None:
         if count:
             self.dropped[reason] = self.dropped.get(reason, 0) + count
+
+    def bury(self, kept: Kept, evidence: bytes, most: int) -> None:
+        self.burials += 1
+        arrival = kept.event.arrival
+        deaths = [*self.redriven.pop(arrival, []), evidence]
+        self.letters[arrival] = Letter(self.burials, kept, deaths, time.time())
+        self.drop(DropReason.DEAD_LETTER, 1)
+        while len(self.letters) > most:
+            del self.letters[next(iter(self.letters))]
+
+    def redrive(self, letter: Letter, now: float) -> None:
+        event = msgspec.structs.replace(letter.kept.event, time=now)
+        self.redriven[event.arrival] = letter.evidence
+        self.received += 1
+        if event.event_id is not None and self.known_ids:
+            self.ids.add((event.origin, event.event_id))
+        bisect.insort(
+            self.waiting, Kept(event, letter.kept.session, time.monotonic()), key=lambda waiting: waiting.order
+        )
 
     def give_back(self, held: Held) -> None:
         self.waiting = sorted([*self.waiting, *held.events.values()], key=lambda kept: kept.order)
@@ -140,10 +183,13 @@ class MemoryStore:
     """
     Events in memory. `choose` decides what goes wrong; `calls` has the operations in order, `appends` their batches.
 
-    `timeouts` has the latest time-out of each operation; no page has more than `largest_page` events.
+    `timeouts` has the latest time-out of each operation; no page has more than `largest_page` events; numbers of batches are
+    forgotten after `memory` seconds.
     """
 
-    def __init__(self, shards: int = 1, *, known_ids: bool = True) -> None:
+    def __init__(self, shards: int = 1, *, known_ids: bool = True, max_dead_letters: int = 10_000) -> None:
+        self.max_dead_letters = max_dead_letters
+        self.memory = 60.0  # seconds for which numbers of batches are known
         self.shard_list = [Shard(known_ids=known_ids) for _ in range(shards)]
         self.writers = itertools.count(1)
         self.writer = next(self.writers)
@@ -172,7 +218,7 @@ class MemoryStore:
 
     @property
     def remembers_batches(self) -> float:
-        return 60.0
+        return self.memory
 
     def shard_of(self, session: str | None) -> int:
         return sum((session or "").encode()) % len(self.shard_list)
@@ -236,10 +282,12 @@ class MemoryStore:
     async def append(self, shard: int, records: Sequence[Record], *, batch: int, timeout: float) -> Appended:
         def step() -> Appended:
             target = self.shard_list[shard]
+            forgotten = time.monotonic() - self.memory
+            target.batches = {name: since for name, since in target.batches.items() if since > forgotten}
             if (self.writer, batch) in target.batches:
                 return Appended(stored=len(records))
             stored = sum([target.put(record, time.monotonic()) for record in records])
-            target.batches.add((self.writer, batch))
+            target.batches[self.writer, batch] = time.monotonic()
             return Appended(stored, len(records) - stored, len(target.waiting), dropped=dict(self.evict))
 
         self.appends.append((batch, len(records)))
@@ -354,6 +402,61 @@ class MemoryStore:
     async def quarantined(self, shard: int, *, timeout: float) -> list[Quarantined]:
         return await self._do("quarantined", shard, timeout, lambda: list(self._shard(shard).aside))
 
+    async def bury(
+        self, shard: int, lease: str, letters: Sequence[tuple[StoredEvent, bytes]], *, timeout: float
+    ) -> bool:
+        def step() -> bool:
+            target = self._shard(shard)
+            held = target.leases.get(lease)
+            if held is None:
+                return False
+            for event, evidence in letters:
+                kept = held.events.pop(event.ticket, None)
+                if kept is not None:
+                    target.bury(kept, evidence, self.max_dead_letters)
+            return True
+
+        return await self._do("bury", shard, timeout, step)
+
+    async def dead_letters(
+        self, shard: int, limit: int, *, cursor: str = "", timeout: float
+    ) -> tuple[list[Buried], str]:
+        def step() -> tuple[list[Buried], str]:
+            after = int(cursor or 0)
+            found = [letter for letter in self._shard(shard).letters.values() if letter.place > after]
+            page, more = found[:limit], found[limit:]
+            return [letter.shown() for letter in page], str(page[-1].place) if more else ""
+
+        return await self._do("dead_letters", shard, timeout, step)
+
+    async def dead_letter(self, shard: int, arrival: int, *, timeout: float) -> Buried | None:
+        def step() -> Buried | None:
+            letter = self._shard(shard).letters.get(arrival)
+            return None if letter is None else letter.shown()
+
+        return await self._do("dead_letter", shard, timeout, step)
+
+    async def redrive(self, shard: int, arrivals: Sequence[int], *, timeout: float) -> list[int]:
+        def step() -> list[int]:
+            target = self._shard(shard)
+            chosen = [target.letters.pop(arrival) for arrival in dict.fromkeys(arrivals) if arrival in target.letters]
+            now = time.time()
+            for letter in chosen:
+                target.redrive(letter, now)
+            return [letter.kept.event.arrival for letter in chosen]
+
+        return await self._do("redrive", shard, timeout, step)
+
+    async def purge(self, shard: int, arrivals: Sequence[int] | None, *, timeout: float) -> int:
+        def step() -> int:
+            letters = self._shard(shard).letters
+            chosen = [arrival for arrival in letters if arrivals is None or arrival in arrivals]
+            for arrival in chosen:
+                del letters[arrival]
+            return len(chosen)
+
+        return await self._do("purge", shard, timeout, step)
+
     async def peek(self, shard: int, limit: int | None, *, timeout: float) -> list[StoredEvent]:
         def step() -> list[StoredEvent]:
             waiting = self._shard(shard).waiting
@@ -382,6 +485,7 @@ class MemoryStore:
                 sessions=len({kept.session for kept in target.waiting}),
                 leases=len(target.leases),
                 quarantined=len(target.aside),
+                dead_letters=len(target.letters),
                 oldest_age=now - min(kept.arrived for kept in target.waiting) if target.waiting else None,
             )
 

@@ -73,6 +73,17 @@ class RedisPlace:
         expiries = self.expiries()
         assert all(left > 0 for left in expiries.values()), expiries
 
+    async def pass_time(self, seconds: float) -> None:
+        """Wait until the server's clock, by which a store goes, is *seconds* further."""
+        end = self._server_time() + seconds
+        await until(lambda: self._server_time() >= end)
+
+    def _server_time(self) -> float:
+        answer = self.raw.time()
+        assert isinstance(answer, tuple)
+        whole, microseconds = answer
+        return float(whole) + microseconds / 1e6
+
     async def until_no_key_is_left(self) -> None:
         await until(lambda: not self.expiries())
 

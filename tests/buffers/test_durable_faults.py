@@ -538,7 +538,7 @@ async def test_an_acknowledgement_in_doubt_of_a_lease_that_ran_out_is_not() -> N
     async with DurableBuffer(store) as buffer:
         await add_all(buffer, 3)
         with pytest.raises(LeaseExpiredError):
-            async with buffer.lease(timeout=0.05) as lease:
+            async with buffer.lease(timeout=0.05, renew=False) as lease:
                 store.break_next(unanswered(applied=False), "acknowledge")
                 with pytest.raises(BufferUnavailableError):
                     await lease.ack()

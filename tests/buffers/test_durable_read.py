@@ -463,13 +463,18 @@ async def test_a_task_cancelled_in_the_last_step_gets_its_events_and_then_the_ca
 @pytest.mark.parametrize("how", ["timeout", "wait_for"])
 async def test_a_timeout_in_the_last_step_gives_the_events_and_leaves_no_cancellation_behind(how: str) -> None:
     cut = Cut()
+    draining: list[asyncio.Task[object] | None] = []
+
+    async def drain() -> None:
+        draining.append(asyncio.current_task())
+        cut.drained += await cut.buffer.drain()
 
     async def work() -> None:
         if how == "wait_for":
-            cut.drained += await asyncio.wait_for(cut.buffer.drain(), 0.02)
+            await asyncio.wait_for(drain(), 0.02)
         else:
             async with asyncio.timeout(0.02):
-                cut.drained += await cut.buffer.drain()
+                await drain()
         await asyncio.sleep(0)
         await asyncio.sleep(0)
 
@@ -477,7 +482,9 @@ async def test_a_timeout_in_the_last_step_gives_the_events_and_leaves_no_cancell
         await fill(cut.buffer, 3)
         task = asyncio.create_task(work())
         stop = await cut.until_last_step()
-        await asyncio.sleep(0.1)
+        with anyio.fail_after(PATIENCE):
+            while not any(each and each.cancelling() for each in draining):  # until the time is up
+                await anyio.lowlevel.checkpoint()
         stop.resume()
         await task
         assert numbers(cut.drained) == [0, 1, 2]

@@ -133,3 +133,44 @@ def test_callers_who_wait_in_the_parent_are_not_in_the_child() -> None:
         in_child(check)
         assert numbers(buffer.drain()) == [0]
     assert numbers(buffer.drain()) == [1]
+
+
+def test_dead_letters_and_open_leases_stay_with_the_parent() -> None:
+    buffer = EventBuffer()
+    fill(buffer, 4)
+    with buffer.lease(2) as lease:
+        for event in lease:
+            lease.fail(event, ValueError("poison"))
+    assert buffer.dead_letters.replay(limit=1).replayed == 1
+    letters = buffer.dead_letters
+    lease = buffer.lease().__enter__()
+    before = buffer.stats()
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with buffer._lock:
+            held.set()
+            assert release.wait(PATIENCE)
+
+    def check() -> None:
+        assert (letters.count(), buffer.stats().dead_letters, letters.get("0-2")) == (0, 0, None)
+        with pytest.raises(LeaseError):
+            lease.fail(lease.events[0], ValueError())
+        lease.__exit__(None, None, None)
+        assert letters.replay().matched == 0
+        fill(buffer, 1, start=9)
+        with buffer.lease() as own:
+            own.fail(own.events[0], ValueError())
+        assert [letter.id for letter in letters] == ["0-1"]
+        assert buffer.stats().ledger.balanced
+
+    with Crew() as crew:
+        crew.start(hold)
+        assert held.wait(PATIENCE)
+        in_child(check)
+        release.set()
+    assert buffer.stats().ledger == before.ledger
+    assert [letter.id for letter in letters] == ["0-2"]
+    replayed = next(event for event in lease if number_of(event) == 0)
+    lease.fail(replayed, ValueError("again"))
+    assert [(letter.id, letter.replays) for letter in letters] == [("0-2", 0), ("0-1", 1)]

@@ -146,7 +146,7 @@ def test_every_read_notices_that_a_lease_ran_out(read: Callable[[EventBuffer], l
     clock = Clock()
     buffer = EventBuffer(_clock=clock)
     fill(buffer, 3)
-    lease = buffer.lease(2, timeout=10.0).__enter__()
+    lease = buffer.lease(2, timeout=10.0, renew=False).__enter__()
     clock.pass_by(9.9)
     assert buffer.size == 1
     clock.pass_by(0.1)
@@ -158,7 +158,7 @@ def test_a_late_acknowledge_raises_and_counts_nothing() -> None:
     clock = Clock()
     buffer = EventBuffer(_clock=clock)
     fill(buffer, 3)
-    lease = buffer.lease(timeout=10.0)
+    lease = buffer.lease(timeout=10.0, renew=False)
     with pytest.raises(LeaseExpiredError), lease:
         lease.ack(lease.events[:1])
         clock.pass_by(10.0)
@@ -177,7 +177,7 @@ def test_an_exception_after_the_end_of_a_lease_is_not_replaced() -> None:
     clock = Clock()
     buffer = EventBuffer(_clock=clock)
     fill(buffer, 1)
-    with pytest.raises(ZeroDivisionError), buffer.lease(timeout=1.0):
+    with pytest.raises(ZeroDivisionError), buffer.lease(timeout=1.0, renew=False):
         clock.pass_by(1.0)
         raise ZeroDivisionError
     assert numbers(buffer.drain()) == [0]
@@ -187,7 +187,7 @@ def test_extending_counts_from_now() -> None:
     clock = Clock()
     buffer = EventBuffer(_clock=clock)
     fill(buffer, 2)
-    with buffer.lease(timeout=10.0) as lease:
+    with buffer.lease(timeout=10.0, renew=False) as lease:
         clock.pass_by(9.0)
         lease.extend(5.0)
         clock.pass_by(4.9)
@@ -216,7 +216,7 @@ def test_leases_that_run_out_together_push_out_the_oldest_first() -> None:
     clock, told = Clock(), list[Payload]()
     buffer = EventBuffer(8, told.append, _clock=clock)
     fill(buffer, 8)
-    leases = [buffer.lease(1, timeout=10.0 - number % 3).__enter__() for number in range(8)]
+    leases = [buffer.lease(1, timeout=10.0 - number % 3, renew=False).__enter__() for number in range(8)]
     fill(buffer, 8, start=8)
     clock.pass_by(10.0)
     assert numbers(buffer.peek()) == list(range(8, 16))

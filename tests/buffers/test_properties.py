@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 import threading
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from connector_sdk.buffers.dead_letters import Replayed
 from connector_sdk.buffers.leases import Lease, LeaseState
 from connector_sdk.buffers.memory import EventBuffer
 from connector_sdk.buffers.state import Overflow
@@ -38,7 +40,7 @@ class Loan:
 
 
 class BufferMachine(RuleBasedStateMachine):
-    """The buffer against a model: a sorted list of numbers, with what is known of each event looked up by its number."""
+    """The buffer against a model: a list of numbers in order, with what is known of each event looked up by its number."""
 
     leases = Bundle("leases")
 
@@ -48,6 +50,8 @@ class BufferMachine(RuleBasedStateMachine):
         self.sizes: dict[int, int] = {}
         self.kinds: dict[int, str] = {}
         self.arrived: dict[int, float] = {}
+        self.place: dict[int, int] = {}  # in the order of arrival; the last when it was replayed
+        self.dead: list[int] = []
         self.waiting: list[int] = []
         self.loans: list[Loan] = []
         self.drops: list[int] = []  # in order, as the hook must be told
@@ -91,7 +95,7 @@ class BufferMachine(RuleBasedStateMachine):
 
     def put_back(self, loans: list[Loan], state: LeaseState) -> None:
         for loan in loans:
-            self.waiting = sorted(self.waiting + loan.numbers)
+            self.waiting = sorted(self.waiting + loan.numbers, key=self.place.__getitem__)
             loan.numbers, loan.state = [], state
         while (
             self.overflow == "drop_oldest"
@@ -122,6 +126,7 @@ class BufferMachine(RuleBasedStateMachine):
         payload = payload_of(number, kind, extra)
         self.sizes[number], self.kinds[number] = len(encode_payload(payload)), kind
         self.arrived[number] = self.clock.now
+        self.place[number] = self.received
         self.received += 1
         if not self.has_room(self.sizes[number]):
             if self.overflow in ("raise", "block"):
@@ -164,13 +169,13 @@ class BufferMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.clock.pass_by(seconds)
 
-    @rule(target=leases, limit=st.integers(1, 4), timeout=st.sampled_from([0.5, 2.0, 60.0]))
-    def open_lease(self, limit: int, timeout: float) -> Loan:
+    @rule(target=leases, limit=st.integers(1, 4), timeout=st.sampled_from([0.5, 2.0, 60.0]), renew=st.booleans())
+    def open_lease(self, limit: int, timeout: float, renew: bool) -> Loan:
         self.tidy()
         taken, self.waiting = self.waiting[:limit], self.waiting[limit:]
-        lease = self.buffer.lease(limit, timeout).__enter__()
+        lease = self.buffer.lease(limit, timeout, renew=renew).__enter__()
         assert numbers(lease) == taken
-        loan = Loan(lease, list(taken), self.clock.now + timeout)
+        loan = Loan(lease, list(taken), math.inf if renew else self.clock.now + timeout)
         self.loans.append(loan)
         return loan
 
@@ -213,7 +218,40 @@ class BufferMachine(RuleBasedStateMachine):
                 loan.lease.extend(timeout)
             return
         loan.lease.extend(timeout)
-        loan.deadline = self.clock.now + timeout
+        if loan.deadline != math.inf:
+            loan.deadline = self.clock.now + timeout
+
+    # -- dead letters
+
+    @rule(loan=leases, which=st.integers(0, 3))
+    def fail(self, loan: Loan, which: int) -> None:
+        self.tidy()
+        if not (events := loan.lease.events[which : which + 1]):
+            return
+        if (error := self.expected_error(loan)) is not None:
+            with pytest.raises(error):
+                loan.lease.fail(events[0], ValueError())
+            return
+        loan.lease.fail(events[0], ValueError())
+        (number,) = numbers(events)
+        if number in loan.numbers:
+            loan.numbers.remove(number)
+            self.counts[DropReason.DEAD_LETTER] += 1
+            self.dead.append(number)
+
+    @rule(limit=st.none() | st.integers(1, 3))
+    def replay(self, limit: int | None) -> None:
+        self.tidy()
+        matched = len(self.dead[:limit])
+        replayed = 0
+        while replayed < matched and self.has_room(self.sizes[self.dead[0]]):
+            number = self.dead.pop(0)
+            self.waiting.append(number)
+            self.place[number] = self.received
+            self.received += 1
+            self.arrived[number] = self.clock.now
+            replayed += 1
+        assert self.buffer.dead_letters.replay(limit=limit) == Replayed(matched=matched, replayed=replayed)
 
     # -- what must hold
 
@@ -230,6 +268,8 @@ class BufferMachine(RuleBasedStateMachine):
             dropped={reason: count for reason, count in self.counts.items() if count},
         )
         assert stats.ledger.balanced
+        assert stats.dead_letters == len(self.dead)
+        assert numbers(letter.payload for letter in self.buffer.dead_letters) == self.dead
         assert numbers(self.told) == self.drops
         assert stats.bytes == (None if self.max_bytes is None else self.bytes_waiting())
         if self.waiting:
@@ -301,7 +341,7 @@ def test_any_history_of_many_threads_keeps_the_account_and_the_order(overflow: O
         while not done.is_set():
             buffer.wait(timeout=0.001)
             part = 0
-            loan = buffer.lease(dice.randint(1, 20), timeout=dice.choice([60.0, 60.0, 0.0001]))
+            loan = buffer.lease(dice.randint(1, 20), timeout=dice.choice([60.0, 60.0, 0.0001]), renew=False)
             try:
                 with loan:
                     part = dice.randint(0, len(loan))

@@ -53,10 +53,10 @@ steps = st.one_of(
         st.tuples(st.integers(0, LEASES - 1), st.integers(1, 4)),
     ),
     st.tuples(
-        st.sampled_from(["end", "clear", "give back", "acknowledge", "quarantine", "extend"]),
+        st.sampled_from(["end", "clear", "give back", "acknowledge", "quarantine", "bury", "extend"]),
         st.integers(0, LEASES - 1),
     ),
-    st.tuples(st.sampled_from(["peek", "sessions", "census"]), st.none()),
+    st.tuples(st.sampled_from(["peek", "sessions", "census", "redrive", "purge"]), st.none()),
 )
 
 
@@ -71,6 +71,10 @@ class Model:
     delivered: list[int] = dataclasses.field(default_factory=list)
     cleared: list[int] = dataclasses.field(default_factory=list)
     aside: list[int] = dataclasses.field(default_factory=list)
+    dead: dict[int, int] = dataclasses.field(default_factory=dict)  # by arrival
+    burials: int = 0
+    redriven: int = 0
+    purged: list[int] = dataclasses.field(default_factory=list)
 
     async def do(self, name: str, what: object) -> None:
         if name == "append":
@@ -95,6 +99,16 @@ class Model:
             await self.shard.peek()
         elif name == "sessions":
             await self.shard.sessions()
+        elif name == "redrive":
+            chosen = list(self.dead)[:2]
+            assert await self.shard.redrive(chosen) == chosen
+            self.redriven += len(chosen)
+            for arrival in chosen:
+                del self.dead[arrival]
+        elif name == "purge":
+            chosen = list(self.dead)[:1]
+            assert await self.shard.purge(chosen) == len(chosen)
+            self.purged += [self.dead.pop(arrival) for arrival in chosen]
         else:
             await self.shard.census()
 
@@ -125,6 +139,11 @@ class Model:
             assert await self.shard.quarantine(lease, held[:1]) == is_held
             self.aside += numbers(held[:1])
             del held[:1]
+        elif name == "bury":
+            assert await self.shard.bury(lease, [(event, b"why") for event in held[:1]]) == is_held
+            self.dead.update((event.arrival, int(event.body)) for event in held[:1])
+            self.burials += len(held[:1])
+            del held[:1]
         elif name == "give back":
             assert await self.shard.give_back(lease) == is_held
             self.leases.pop(place, None)
@@ -138,15 +157,18 @@ class Model:
         """The server's account is the model's."""
         census = await self.shard.census()
         ledger = census.ledger
-        assert ledger.received == self.total
+        assert ledger.received == self.total + self.redriven
         assert ledger.delivered == len(self.delivered)
         assert ledger.in_flight == sum(len(held) for _, held in self.leases.values())
         assert ledger.dropped.get(DropReason.CLEARED, 0) == len(self.cleared)
         assert ledger.dropped.get(DropReason.UNDECODABLE, 0) == len(self.aside) == census.quarantined
+        assert ledger.dropped.get(DropReason.DEAD_LETTER, 0) == self.burials
+        assert census.dead_letters == len(self.dead)
+        assert {letter.event.arrival for letter in await self.shard.all_dead_letters(2)} == set(self.dead)
         assert DropReason.LOST not in ledger.dropped
         waiting = numbers(await self.shard.peek())
         assert ledger.buffered == len(waiting)
-        everywhere = [*waiting, *self.delivered, *self.cleared, *self.aside]
+        everywhere = [*waiting, *self.delivered, *self.cleared, *self.aside, *self.dead.values(), *self.purged]
         everywhere += [number for _, held in self.leases.values() for number in numbers(held)]
         assert len(everywhere) == len(set(everywhere)), "an event is in two places"
         assert len(await self.shard.sessions()) == census.sessions
@@ -183,7 +205,15 @@ def test_after_any_step_every_key_expires_and_every_event_is_in_one_place(
             assert (ledger.buffered, ledger.in_flight) == (0, 0)
             place.assert_all_expire()
             left = set(place.expiries())
-            assert left <= {"state", "drops", "quarantine", *(["ids"] if options["dedupe"] else [])}, left
+            assert left <= {
+                "state",
+                "drops",
+                "quarantine",
+                "dead",
+                "letters",
+                "redriven",
+                *(["ids"] if options["dedupe"] else []),
+            }, left
 
     asyncio.run(run())
 
@@ -283,9 +313,28 @@ async def test_thousands_of_writers_that_are_no_more_are_forgotten(redis_place: 
     await shard.append([record(0)], 1)
     names = {f"writer:{number:032x}": 7 for number in range(1200)}
     redis_place.raw.hset(redis_place.key("state"), mapping=names)  # type: ignore[arg-type]  # str, not str | bytes
-    await anyio.sleep(0.15)
+    await redis_place.pass_time(0.11)  # it looks after them ten times a second at most
     await shard.append([record(1)], 2)
     await shard.append([record(1)], 2)
     assert int(str(redis_place.raw.hlen(redis_place.key("state")))) < 20
     redis_place.assert_all_expire()
     assert numbers(await shard.peek()) == [0, 1]
+
+
+@pytest.mark.parametrize("extended", [False, True])
+async def test_ids_outlive_a_lease_that_is_longer_than_everything_else(redis_place: RedisPlace, extended: bool) -> None:
+    shard = redis_place.store(window=0.2, grace=0.2, dedupe=0.2)
+    batch = [record(number, event_id=str(number)) for number in range(3)]
+    await shard.append(batch)
+    lease = new_lease()
+    assert len((await shard.take(lease, hold=5.0 if extended else 60.0)).events) == 3
+    if extended:
+        assert await shard.extend(lease, 60.0)
+    assert redis_place.expiries()["ids"] > 55_000, "lease, lifetime and the time for which ids are known"
+    await anyio.sleep(1.2)  # longer than lifetime and dedupe
+    assert (await shard.append(batch)).duplicates == 3
+    assert redis_place.expiries()["ids"] > 50_000, "an append must not shorten it"
+    assert await shard.give_back(lease)
+    assert (await shard.append(batch)).duplicates == 3
+    assert len(await shard.drain()) == 3
+    redis_place.assert_all_expire()

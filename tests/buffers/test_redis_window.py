@@ -97,7 +97,7 @@ async def test_by_arrival_old_events_evict_nothing_and_come_as_they_arrived(redi
 async def test_by_arrival_events_leave_the_window_when_their_time_is_up(redis_place: RedisPlace) -> None:
     shard = redis_place.store(window=0.2, grace=60.0, window_on="arrival")
     await shard.append([record(0, time=time.time() + 1e6)])
-    await anyio.sleep(0.25)
+    await redis_place.pass_time(0.21)
     appended = await shard.append([record(1)])
     assert dict(appended.dropped) == {DropReason.EXPIRED: 1}
     assert numbers(await shard.drain()) == [1]
@@ -110,7 +110,7 @@ async def test_the_events_of_a_session_idle_for_too_long_are_never_drained(redis
     shard = redis_place.store(window=0.2, grace=0.2)
     await shard.append([record(0), record(1)])
     for _ in range(3):
-        await anyio.sleep(0.15)
+        await redis_place.pass_time(0.15)
         await shard.census()
     page = await shard.take(new_lease())
     assert (list(page.events), page.left) == ([], 0)
@@ -145,7 +145,7 @@ async def test_a_session_that_is_written_to_outlives_its_idle_time(redis_place: 
     state, key = redis_place.key("state"), redis_place.key("session:session-1")
     for name in (state, key):
         redis_place.raw.pexpire(name, 5000)  # as if most of its life were over
-    await anyio.sleep(1.1)  # renewed once a second at most
+    await redis_place.pass_time(1.1)  # renewed once a second at most
     await shard.append([record(1)])
     for name in (state, key):
         assert int(str(redis_place.raw.pttl(name))) > 50_000
@@ -171,9 +171,9 @@ async def test_a_session_holds_its_newest_events_up_to_the_bound(redis_place: Re
 async def test_the_session_idle_for_longest_makes_room_for_another(redis_place: RedisPlace) -> None:
     shard = redis_place.store(window=0.2, grace=60.0, max_sessions=2)  # a short window: idleness is told to 1 s
     await shard.append([record(0, "a"), record(1, "a")])
-    await anyio.sleep(1.05)
+    await redis_place.pass_time(1.05)
     await shard.append([record(2, "b")])
-    await anyio.sleep(1.05)
+    await redis_place.pass_time(1.05)
     await shard.append([record(3, "a")])
     appended = await shard.append([record(4, "c")])
     assert dict(appended.dropped) == {DropReason.EVICTED: 1}
@@ -203,14 +203,14 @@ async def test_ids_of_events_pushed_out_are_known_no_longer_than_said(redis_plac
 async def test_an_id_is_forgotten_when_its_time_is_up(redis_place: RedisPlace) -> None:
     shard = redis_place.store(dedupe=0.2)
     await shard.append([record(0, event_id="a")])
-    await anyio.sleep(0.3)
+    await redis_place.pass_time(0.3)
     assert (await shard.append([record(0, event_id="a")])).duplicates == 1, "it waits"
     lease = new_lease()
     await shard.take(lease)
-    await anyio.sleep(0.3)
+    await redis_place.pass_time(0.3)
     assert (await shard.append([record(0, event_id="a")])).duplicates == 1, "it is on lease"
     await shard.acknowledge(lease)
-    await anyio.sleep(0.45)  # forgotten in time, or a tenth of a second later
+    await redis_place.pass_time(0.45)  # forgotten in time, or a tenth of a second later
     assert (await shard.append([record(0, event_id="a")])).stored == 1
 
 

@@ -19,6 +19,9 @@ class TestMemoryStore(EventStoreContract):
     def make_store(self) -> MemoryStore:
         return MemoryStore(self.shards)
 
+    def make_bounded_store(self, max_dead_letters: int) -> MemoryStore:
+        return MemoryStore(max_dead_letters=max_dead_letters)
+
     def another_process(self, store: EventStore) -> MemoryStore:
         assert isinstance(store, MemoryStore)
         return store.another_process()
@@ -44,7 +47,12 @@ class TestRedisStore(EventStoreContract):
         self.prefix = redis_prefix
 
     def make_store(self) -> RedisStore:
-        options = RedisStoreOptions(key_prefix=self.prefix, window=3600.0, shards=self.shards)
+        return self._store(RedisStoreOptions(key_prefix=self.prefix, window=3600.0, shards=self.shards))
+
+    def make_bounded_store(self, max_dead_letters: int) -> RedisStore:
+        return self._store(RedisStoreOptions(key_prefix=self.prefix, window=3600.0, max_dead_letters=max_dead_letters))
+
+    def _store(self, options: RedisStoreOptions) -> RedisStore:
         return RedisStore(RedisClient(RedisAddress.parse(self.url)), options)
 
     def another_process(self, store: EventStore) -> RedisStore:

@@ -98,7 +98,7 @@ def test_everybody_who_waits_for_few_enough_is_woken() -> None:
 def test_wait_wakes_when_a_lease_runs_out(opened: str) -> None:
     buffer = EventBuffer(10)
     fill(buffer, 2)
-    lease = buffer.lease(timeout=0.05 if opened == "before" else 60.0).__enter__()
+    lease = buffer.lease(timeout=0.05 if opened == "before" else 60.0, renew=False).__enter__()
     with Crew() as crew:
         crew.start(lambda: buffer.wait(2, PATIENCE) or pytest.fail("not woken"))
         if opened == "after":
@@ -234,7 +234,7 @@ async def test_a_task_is_woken_by_another_thread() -> None:
 async def test_a_task_is_woken_when_a_lease_runs_out() -> None:
     view = EventBuffer(10).as_backend()
     await view.add(summary(0))
-    lease = view.lease(timeout=0.03)
+    lease = view.lease(timeout=0.03, renew=False)
     await lease.__aenter__()
     with anyio.fail_after(PATIENCE):
         assert await view.wait()

@@ -57,6 +57,14 @@ async def do_everything(buffer: RedisEventBuffer, port: int) -> None:
         await lease.ack(lease.events[:1])
     async with buffer.lease(2) as lease:
         await lease.give_back()
+    for _ in range(2):
+        async with buffer.lease(2) as lease:
+            await lease.fail(lease.events[0], ValueError("no"))
+            await lease.give_back()
+        (letter,) = await buffer.dead_letters.list()
+        assert await buffer.dead_letters.get(letter.id) == letter
+        assert (await buffer.dead_letters.replay([letter.id])).replayed == 1
+    assert await buffer.dead_letters.purge() == 0
     await buffer.drain(1, types={"summary"})
     await buffer.drain(session_id="session-4")
     await buffer.drain_by_type(actions=True, summaries=False)
@@ -68,7 +76,7 @@ async def do_everything(buffer: RedisEventBuffer, port: int) -> None:
     assert len(await buffer.quarantined()) == 1
     await buffer.add(event(40, "session-1", now))
     with pytest.raises(LeaseExpiredError):
-        async with buffer.lease(1, timeout=0.05):
+        async with buffer.lease(1, timeout=0.05, renew=False):
             await anyio.sleep(0.1)
     await anyio.sleep(1.1)  # until the window is over
     await buffer.add(event(41, "session-1", time.time()))

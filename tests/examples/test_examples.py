@@ -187,6 +187,34 @@ def test_ctrl_c_indexes_what_has_arrived(tmp_path: Path) -> None:
     assert "0 left behind" in out
 
 
+def test_drain_job(tmp_path: Path) -> None:
+    path = tmp_path / "events.sqlite"
+    with ConnectorServer(EVENTS, script=[Cut(after_events=5, into_next=20)], end="stop") as server:
+        out, err = run("drain_job.py", server.url, str(path), "0.05")
+    assert "21 events indexed, 0 left behind" in out, err
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("SELECT count(*) FROM events").fetchone() == (21,)
+
+
+def test_drain_job_waits_for_an_index_that_is_busy(tmp_path: Path) -> None:
+    path = tmp_path / "events.sqlite"
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript(load("drain_job").SCHEMA)
+        database.execute("BEGIN IMMEDIATE")  # somebody else writes, and takes long
+        with ConnectorServer(EVENTS) as server, start("drain_job.py", server.url, str(path), "0.05") as process:
+            assert process.stderr is not None
+            assert "the index is busy: database is locked" in process.stderr.readline()
+            database.execute("COMMIT")
+            indexed = 0
+            while indexed < 21:
+                indexed += int(next_line(process).split()[1])
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, err
+    assert "21 events indexed, 0 left behind" in out
+    assert "given up" not in out
+
+
 def test_custom_backend(tmp_path: Path) -> None:
     with ConnectorServer(EVENTS, script=[Status(503), Cut(after_events=5, into_next=20)], end="stop") as server:
         out, _ = run("custom_backend.py", server.url, str(tmp_path / "events.jsonl"))

@@ -10,7 +10,8 @@
 -- ARGV[3]   how many events the caller then saw, waiting and on lease
 -- ARGV[4]   why they are gone if that epoch is over: a drop reason
 --
--- Data model of a shard. Every key expires its lifetime after it was last of use; ids live longer, as told above.
+-- Data model of a shard. Every key expires its lifetime after it was last of use; ids live longer, as told above, and so do
+-- the keys of dead letters: as long as one is kept, from the last burial or redriving.
 --
 --   <tag>:session:<id>   ZSET  the waiting events of a session; score: time in seconds; member: see below
 --   <tag>:no-session     ZSET  the same for events without a session; "session:<id>" and "no-session" are called labels
@@ -26,6 +27,9 @@
 --   <tag>:acked:<lease>  SET   tickets that were acknowledged
 --   <tag>:known:<lease>  LIST  origin \255 event id of its events that have one
 --   <tag>:quarantine     LIST  label, member of events that could not be decoded
+--   <tag>:dead           ZSET  arrival (7 bytes) of each dead letter; score: when it was buried, in microseconds, each another
+--   <tag>:letters        HASH  arrival -> packed letter, see letters.lua; also for those that were redriven
+--   <tag>:redriven       ZSET  arrival of letters that wait again, or did; score: since when, in microseconds
 --   <tag>:drops          HASH  reason -> events dropped
 --   <tag>:writers        HASH  writer -> batches, of writers that have not been heard of for long
 --

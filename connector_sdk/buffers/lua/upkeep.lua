@@ -95,6 +95,19 @@ local function upkeep()
     let_go(names)
   end
 
+  -- Events with these ids are here again.
+  local function know(names)
+    local scored = {}
+    for _, name in ipairs(names) do
+      scored[#scored + 1] = -now_ms
+      scored[#scored + 1] = name
+    end
+    call_with(scored, 'ZADD', ids_key)
+    if #names > 0 then
+      account.ids = 1
+    end
+  end
+
   -- Give up a whole session.
   local function give_up(label, reason, key_may_be_gone)
     local state = call('HGET', state_key, label)
@@ -210,6 +223,26 @@ local function upkeep()
     end
   end
 
+  -- Let events of a session wait again. *group* is score and member of each. *newest* is at least the time of the newest of
+  -- the session, or nil when that is to be read.
+  local function put_back(label, group, newest)
+    local session = tag .. ':' .. label
+    local state = call('HGET', state_key, label)
+    state = state and unpack_state(state)
+    local expected = (state and state.size or 0) + #group / 2
+    call_with(group, 'ZADD', session)
+    call('PEXPIRE', session, lifetime)
+    call('ZADD', touched_key, now_ms, label)
+    if newest and state then
+      newest = math.max(newest, state.newest)
+    end
+    renew_session(label, newest, state and state.arrival, now_ms)
+    local more = call('ZCARD', session) - expected
+    account.received = account.received + math.max(0, more)
+    account.buffered = account.buffered + more
+    drop('lost', -more)
+  end
+
   -- Let events of a dead lease wait again, the last first so that tickets stay true; true when the lease is empty.
   local function return_events(lease, limit)
     local key, acked_key = tag .. ':lease:' .. lease, tag .. ':acked:' .. lease
@@ -231,18 +264,7 @@ local function upkeep()
       end
     end
     for _, label in ipairs(labels) do
-      local session = tag .. ':' .. label
-      local state = call('HGET', state_key, label)
-      state = state and unpack_state(state)
-      local expected = (state and state.size or 0) + #groups[label] / 2
-      call_with(groups[label], 'ZADD', session)
-      call('PEXPIRE', session, lifetime)
-      call('ZADD', touched_key, now_ms, label)
-      renew_session(label, nil, state and state.arrival, now_ms)
-      local more = call('ZCARD', session) - expected
-      account.received = account.received + math.max(0, more)
-      account.buffered = account.buffered + more
-      drop('lost', -more)
+      put_back(label, groups[label])
     end
     account.buffered = account.buffered + returned
     if returned > 0 then
@@ -543,6 +565,8 @@ local function upkeep()
     is_held = is_held,
     keep_house = keep_house,
     keep_lease_keys = keep_lease_keys,
+    know = know,
+    known_as = known_as,
     leases_key = leases_key,
     lend = lend,
     let_go = let_go,
@@ -552,6 +576,7 @@ local function upkeep()
     note_loss = note_loss,
     open_to_move = open_to_move,
     order_of = order_of,
+    put_back = put_back,
     remove_taken = remove_taken,
     renew_session = renew_session,
     reply_with_events = reply_with_events,

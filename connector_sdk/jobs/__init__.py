@@ -1,0 +1,1 @@
+"""Jobs that work through a buffer."""
