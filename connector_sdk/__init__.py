@@ -57,6 +57,10 @@ if TYPE_CHECKING:
     from connector_sdk.buffers.durable_stats import DurableStats
     from connector_sdk.buffers.redis import RedisEventBuffer
     from connector_sdk.buffers.sqlite import SQLiteEventBuffer
+    from connector_sdk.jobs.attempts import RetryLater
+    from connector_sdk.jobs.blocking import BlockingDrainJob
+    from connector_sdk.jobs.job import DrainJob
+    from connector_sdk.jobs.stats import JobHealth, JobReport, JobStats
     from connector_sdk.leader import Leader, LeaderStats
     from connector_sdk.redis_checkpoint import RedisCheckpoint
 
@@ -64,6 +68,7 @@ __all__ = [
     "ActionsPayload",
     "AsyncConnectorClient",
     "BlockingBuffer",
+    "BlockingDrainJob",
     "BridgeState",
     "BridgeStats",
     "BufferBackend",
@@ -78,6 +83,7 @@ __all__ = [
     "ConnectionState",
     "ConnectorClient",
     "ConnectorError",
+    "DrainJob",
     "DropReason",
     "DurableBuffer",
     "DurableStats",
@@ -87,6 +93,9 @@ __all__ = [
     "FileCheckpoint",
     "Gap",
     "HandlerError",
+    "JobHealth",
+    "JobReport",
+    "JobStats",
     "Leader",
     "LeaderStats",
     "Leadership",
@@ -102,6 +111,7 @@ __all__ = [
     "RedisEventBuffer",
     "RetriesExhaustedError",
     "Retry",
+    "RetryLater",
     "SQLiteEventBuffer",
     "SlimAction",
     "StopReport",
@@ -119,15 +129,21 @@ __all__ = [
 #: Names that resolve on first use, and the module that has each: of the folder `buffers`, or with a dot in front of none.
 _HOMES: Final = {
     "BlockingBuffer": "blocking",
+    "BlockingDrainJob": ".jobs.blocking",
     "BridgeState": "bridge_stats",
     "BridgeStats": "bridge_stats",
+    "DrainJob": ".jobs.job",
     "DurableBuffer": "durable",
     "DurableStats": "durable_stats",
+    "JobHealth": ".jobs.stats",
+    "JobReport": ".jobs.stats",
+    "JobStats": ".jobs.stats",
     "Leader": ".leader",
     "LeaderStats": ".leader",
     "OutageBridge": "bridge",
     "RedisCheckpoint": ".redis_checkpoint",
     "RedisEventBuffer": "redis",
+    "RetryLater": ".jobs.attempts",
     "SQLiteEventBuffer": "sqlite",
 }
 

@@ -12,6 +12,7 @@ Everything this library raises on purpose.
     │   │   └── RetriesExhaustedError            `max_retries` attempts in a row did not help
     │   └── FatalStreamError                     trying again cannot help
     ├── HandlerError                             a callback failed and its policy is to stop
+    ├── RetryLater (in jobs.attempts)            raised by your handler: what it needs is away, no event is to blame
     ├── CheckpointError                          the place to resume from cannot be read or written
     └── EventBufferError                           a buffer
         ├── BufferFullError                      no place, and the overflow policy is to say so

@@ -31,7 +31,9 @@ class DropReason(enum.StrEnum):
     STORE_FULL = "store_full"  #: the store refused it for want of memory or disk
     EVICTED = "evicted"  #: its session, the one idle for longest, made room for others: `max_sessions`
     LOST = "lost"  #: the store had it and has it no more: restarted without its data, flushed, or the key was evicted
-    DEAD_LETTER = "dead_letter"  #: given up after all attempts failed, and kept with the evidence among the dead letters
+    DEAD_LETTER = (
+        "dead_letter"  #: given up after all attempts failed, and kept with the evidence among the dead letters
+    )
     ABANDONED = "abandoned"  #: still waiting or running when the client was told to stop; cut off by KeyboardInterrupt
 
 

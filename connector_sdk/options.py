@@ -12,22 +12,27 @@ __all__ = ["check_choice", "check_integer", "check_seconds"]
 
 def check_integer(option: str, value: object, *, minimum: int, maximum: int | None = None) -> int:
     """Return *value* if it is a whole number in range (bool is not), else raise ConfigurationError."""
-    allowed = _range("a whole number", minimum, maximum)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigurationError(option, value, allowed)
-    if value < minimum or (maximum is not None and value > maximum):
-        raise ConfigurationError(option, value, allowed)
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or value < minimum
+        or (maximum is not None and value > maximum)
+    ):
+        raise ConfigurationError(option, value, _range("a whole number", minimum, maximum))
     return int(value)
 
 
 def check_seconds(option: str, value: object, *, above: float | None = None, minimum: float = 0.0) -> float:
     """Return *value* as float if it is a finite number of seconds >= *minimum* and > *above*."""
-    limit = f"above {above:g}" if above is not None else f"{minimum:g} or more"
-    allowed = f"a finite number of seconds, {limit}"
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigurationError(option, value, allowed)
-    if value < minimum or (above is not None and value <= above):
-        raise ConfigurationError(option, value, allowed)
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not math.isfinite(value)
+        or value < minimum
+        or (above is not None and value <= above)
+    ):
+        limit = f"above {above:g}" if above is not None else f"{minimum:g} or more"
+        raise ConfigurationError(option, value, f"a finite number of seconds, {limit}")
     return float(value)
 
 

@@ -42,6 +42,7 @@ SUBJECTS: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             "connector_sdk.buffers.memory",
             "connector_sdk.buffers.redis",
+            "connector_sdk.buffers.sqlite",
             "connector_sdk.buffers.durable",
             "connector_sdk.buffers.blocking",
             "connector_sdk.buffers.view",
@@ -53,6 +54,17 @@ SUBJECTS: dict[str, tuple[str, tuple[str, ...]]] = {
             "connector_sdk.buffers.bridge_stats",
             "connector_sdk.buffers.dead_letters",
             "connector_sdk.buffers.protocol",
+        ),
+    ),
+    "jobs": (
+        "Jobs",
+        (
+            "connector_sdk.jobs.job",
+            "connector_sdk.jobs.blocking",
+            "connector_sdk.jobs.face",
+            "connector_sdk.jobs.attempts",
+            "connector_sdk.jobs.stats",
+            "connector_sdk.jobs.options",
         ),
     ),
     "stores": ("Storage engines", ("connector_sdk.buffers.store",)),
@@ -82,6 +94,9 @@ WHOLE = {
 KEPT = {
     "connector_sdk.client.face": {"ClientFace", "Sink"},
     "connector_sdk.client.aio": {"Stopping"},
+    "connector_sdk.jobs.face": {"JobFace"},
+    "connector_sdk.jobs.job": {"StoppingJob"},
+    "connector_sdk.jobs.options": {"DeadLetterPlace"},
     "connector_sdk.buffers.view": {"EventBufferView"},
     "connector_sdk.buffers.leases": {"Lease", "AsyncLease"},
     "connector_sdk.buffers.stats": {"BufferStats"},

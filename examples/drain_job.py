@@ -15,9 +15,7 @@ import signal
 import sqlite3
 import sys
 
-from connector_sdk import ConnectorClient, ConnectorError, EventBuffer, Payload
-from connector_sdk.jobs.attempts import RetryLater
-from connector_sdk.jobs.blocking import BlockingDrainJob
+from connector_sdk import BlockingDrainJob, ConnectorClient, ConnectorError, EventBuffer, Payload, RetryLater
 
 SCHEMA = """
     CREATE TABLE IF NOT EXISTS events (number INTEGER PRIMARY KEY, event_id TEXT UNIQUE, session_id TEXT);

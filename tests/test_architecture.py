@@ -14,7 +14,8 @@ ROOT = Path(connector_sdk.__file__).parent
 #: From the ground up. A folder stands for its modules in the order of ORDER_WITHIN, or for all at one height.
 ORDER = [
     "_version", "errors", "options", "observe", "wire", "payloads", "ledger", "retries", "callbacks", "wakeups",
-    "leadership", "redis_client", "leader", "client", "redis_checkpoint", "buffers", "jobs", "testing", "cli",
+    "at_exit", "forks", "leadership", "redis_client", "leader", "client", "redis_checkpoint", "buffers", "jobs", "testing",
+    "cli",
 ]  # fmt: skip
 ORDER_WITHIN = {
     "client": [

@@ -14,6 +14,7 @@ __all__ = [
     "LARGEST_REQUEST",
     "check_evidence",
     "check_flag",
+    "check_holder",
     "check_limit",
     "check_names",
     "check_span",
@@ -24,6 +25,7 @@ __all__ = [
 #: Events that a store is asked for in one step, at most.
 LARGEST_REQUEST: Final = 1_000_000
 _TEN_YEARS: Final = 10 * 366 * 86_400.0
+_LONGEST_HOLDER: Final = 200
 
 
 def names_of(*, actions: bool, summaries: bool) -> frozenset[str]:
@@ -71,3 +73,12 @@ def check_evidence(error: BaseException | Evidence) -> BaseException | Evidence:
     if isinstance(error, BaseException) or (isinstance(error, Evidence) and error.attempts):
         return error
     raise ConfigurationError("error", error, "an exception, or Evidence with at least one attempt")
+
+
+def check_holder(holder: object) -> str:
+    """Return what the names of the leases of *holder* begin with, "" for None."""
+    if holder is None:
+        return ""
+    if not isinstance(holder, str) or not 0 < len(holder) <= _LONGEST_HOLDER or not holder.isprintable():
+        raise ConfigurationError("holder", holder, f"None or a printable text of 1 to {_LONGEST_HOLDER} characters")
+    return f"{len(holder)}:{holder}:"

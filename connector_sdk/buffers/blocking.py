@@ -17,6 +17,7 @@ import anyio.lowlevel
 from anyio.from_thread import BlockingPortal
 from msgspec import UNSET
 
+from connector_sdk.at_exit import EXIT_TIMEOUT, Stage, finish_at_exit, time_to_give_up
 from connector_sdk.buffers import protocol
 from connector_sdk.buffers.arguments import check_flag, check_limit, check_span, check_types, names_of
 from connector_sdk.buffers.blocking_dead_letters import HostedDeadLetters
@@ -30,6 +31,7 @@ from connector_sdk.buffers.stats import BufferStats
 from connector_sdk.buffers.store import SessionFilter
 from connector_sdk.callbacks import is_async_callable
 from connector_sdk.errors import BufferClosedError, ClientStateError, ConfigurationError, EventBufferError
+from connector_sdk.ledger import DropReason
 from connector_sdk.options import check_choice, check_integer
 from connector_sdk.payloads import Payload
 
@@ -68,13 +70,19 @@ class BlockingBuffer:
     Args:
         backend: the buffer; `close` closes it, if it has `aclose`.
         event_loop: "asyncio" or "trio": what runs it.
+        exit_timeout: seconds that closing it may take when the process ends and it is open: see `BlockingDrainJob`; 0 for
+            not at all. Default 2.
     """
 
-    def __init__(self, backend: BufferBackend, *, event_loop: LoopKind = "asyncio") -> None:
+    def __init__(
+        self, backend: BufferBackend, *, event_loop: LoopKind = "asyncio", exit_timeout: float = EXIT_TIMEOUT
+    ) -> None:
         if not isinstance(backend, BufferBackend) or not is_async_callable(backend.add):
             raise ConfigurationError("backend", backend, "an async buffer, with coroutines add, drain and size")
         self._event_loop = check_choice("event_loop", event_loop, get_args(LoopKind))
         self._backend = backend
+        self._exit_timeout = check_span("exit_timeout", exit_timeout)
+        self._not_at_exit: Callable[[], None] = _nothing
         self._lock = threading.Lock()
         self._portal: BlockingPortal | None = None
         self._running: AbstractContextManager[BlockingPortal] | None = None
@@ -231,6 +239,7 @@ class BlockingBuffer:
                 portal = running.__enter__()
                 self._wakeups = portal.call(wakeup_sockets)
                 self._portal, self._running = portal, running
+                self._not_at_exit = finish_at_exit(Stage.STORE, self._finish_at_exit, self._exit_timeout)
             return self._portal
 
     # -- the end
@@ -248,6 +257,7 @@ class BlockingBuffer:
             closed, self._closed = self._closed, True
         if closed:
             return
+        self._not_at_exit()
         if running is None or portal is None:
             anyio.run(self._close_backend, timeout, backend=self._event_loop)
             return
@@ -256,6 +266,19 @@ class BlockingBuffer:
         finally:
             portal.call(portal.stop, True)
             running.__exit__(None, None, None)
+
+    def _finish_at_exit(self, timeout: float) -> str:
+        before = self._given_up()
+        self.close(time_to_give_up(timeout))
+        lost = self._given_up() - before
+        return f"{lost} events were not stored in {self!r}" if lost else ""
+
+    def _given_up(self) -> int:
+        """How many events were neither stored nor refused by the store."""
+        if not isinstance(self._backend, DurableBuffer):
+            return 0
+        dropped = self._backend._account.ledger().dropped
+        return dropped.get(DropReason.ABANDONED, 0) + dropped.get(DropReason.UNAVAILABLE, 0)
 
     def __enter__(self) -> Self:
         if self._portal is None:
@@ -302,6 +325,10 @@ class BlockingBuffer:
     def ended(self, holding: Holding) -> None:
         """Note that it is over."""
         self._leases.discard(holding)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _lacking(backend: BufferBackend, what: str) -> EventBufferError:

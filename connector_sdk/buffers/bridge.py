@@ -162,9 +162,11 @@ class OutageBridge:
         """Drain the remote page by page: see `DurableBuffer.drain_pages`."""
         return self._remote.drain_pages(max_items)
 
-    def lease(self, max_events: int = 500, timeout: float = 60.0, *, renew: bool = True) -> DurableLease:
+    def lease(
+        self, max_events: int = 500, timeout: float = 60.0, *, renew: bool = True, holder: str | None = None
+    ) -> DurableLease:
         """Return a lease for events of the remote: see `DurableBuffer.lease`."""
-        return self._remote.lease(max_events, timeout, renew=renew)
+        return self._remote.lease(max_events, timeout, renew=renew, holder=holder)
 
     @property
     def dead_letters(self) -> DurableDeadLetters:

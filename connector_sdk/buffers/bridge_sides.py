@@ -170,7 +170,9 @@ class DurableSide:
     async def look(self) -> Holding:
         """Return the store's own account."""
         ledger = add_up(await self._buffer._current_engine().census()).ledger
-        dropped = {reason: count for reason, count in ledger.dropped.items() if reason is not DropReason.DUPLICATE}
+        dropped: dict[DropReason, int] = {
+            reason: count for reason, count in ledger.dropped.items() if reason != DropReason.DUPLICATE
+        }
         return Holding(ledger.buffered, ledger.in_flight, dropped)
 
     async def aclose(self, timeout: float) -> None:
@@ -211,7 +213,9 @@ class BackendSide:
         """Return what `stats` of our own view says, or the size of another buffer."""
         if isinstance(self._backend, EventBufferView):
             ledger = self._backend.stats().ledger
-            dropped = {reason: count for reason, count in ledger.dropped.items() if reason is not DropReason.REJECTED}
+            dropped: dict[DropReason, int] = {
+                reason: count for reason, count in ledger.dropped.items() if reason != DropReason.REJECTED
+            }
             return Holding(ledger.buffered, ledger.in_flight, dropped)
         try:
             return Holding(await self._backend.size(), 0, {})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
 from connector_sdk.buffers.arguments import check_evidence
@@ -35,22 +35,7 @@ class BufferCore(BufferState):
 
     def take_in(self, payload: Payload, size: int) -> bool:
         """Take or refuse a payload by the overflow policy; False means: no room, and the policy is to wait."""
-        # `_section` written out: its generator would cost every add that is not on the fast path a quarter more.
-        wakes: list[Callable[[], None]] = []
-        try:
-            with self._lock:
-                now = self._begin()
-                try:
-                    return self._admit(payload, size, None, now)
-                finally:
-                    wakes = self._settle(now)
-        except Exception:
-            raise
-        except BaseException:
-            self._book_interrupted()
-            raise
-        finally:
-            self._speak(wakes)
+        return self._in_section(lambda now: self._admit(payload, size, None, now))
 
     @property
     def blocks(self) -> bool:
@@ -119,13 +104,16 @@ class BufferCore(BufferState):
 
     def take_out(self, limit: int | None, types: AbstractSet[str] | None) -> list[Payload]:
         """Take out the oldest events, all or of some types, and count them as delivered."""
-        with self._section():
+
+        def take(_now: float) -> list[Payload]:
             if types is not None:
                 taken = self._window.take_types(types, limit, self._entered)
             else:
                 taken = self._window.take_all() if limit is None else self._window.take(limit)
             self._delivered += len(taken)
             return taken
+
+        return self._in_section(take)
 
     def discard(self) -> None:
         """Drop everything that waits, as cleared."""
@@ -203,7 +191,8 @@ class BufferCore(BufferState):
 
     def open_lease(self, loan: Loan) -> None:
         """Take events out for a lease and start it."""
-        with self._section(recheck=True) as now:
+
+        def open_it(now: float) -> None:
             loan.require_new()
             batch = self._window.take_batch(loan.max_events, self._entered)
             loan.start(batch, now)
@@ -211,10 +200,13 @@ class BufferCore(BufferState):
             if batch.items:
                 self._loans.add(loan)
 
+        self._in_section(open_it, recheck=True)
+
     def acknowledge(self, loan: Loan, events: Iterable[Payload] | None) -> None:
         """Count events of a lease as delivered."""
         named = None if events is None else list(events)
-        with self._section():
+
+        def settle(_now: float) -> None:
             loan.require_open()
             done = loan.pending() if named is None else loan.settle(named)
             self._in_flight -= done
@@ -223,6 +215,8 @@ class BufferCore(BufferState):
                 loan.state = LeaseState.ACKNOWLEDGED
             if named is None or not loan.pending():
                 self._loans.discard(loan)
+
+        self._in_section(settle)
 
     def bury(self, loan: Loan, event: Payload, error: BaseException | Evidence) -> None:
         """Move one event of a lease to the dead letters, and count it as dropped."""

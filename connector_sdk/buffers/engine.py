@@ -47,6 +47,9 @@ class Engine:
         self._inspection: OwnedTask | None = None
         self._onlooker: OwnedTask | None = None
         self._returning: list[OwnedTask] = []
+        #: Leases of ours that nobody uses and that could not be given back.
+        self._strays: dict[str, Gate] = {}
+        self._fetcher: OwnedTask | None = None
         self._turn = 0
 
     @property
@@ -117,6 +120,7 @@ class Engine:
         A task of its own does it, so that all of it is done even if the caller is cancelled, now or before; the caller
         waits for it, for no longer than one answer of the store may take.
         """
+        self._strays.update((lease, gate) for lease, gate in leases if gate.is_open)
         reachable = [(lease, gate) for lease, gate in leases if not gate.is_open]
         if not reachable:
             return
@@ -128,6 +132,13 @@ class Engine:
         self._returning = [*(task for task in self._returning if not task.is_over), task]
         with anyio.move_on_after(self.timeout, shield=True):
             await task.wait()
+
+    async def has_strays(self, holder: str) -> bool:
+        """Whether leases of *holder*, which nobody uses, may have events that could not be given back, now neither."""
+        strays = [(lease, gate) for lease, gate in self._strays.items() if lease.startswith(holder)]
+        if strays:
+            await self.give_back(strays)
+        return any(lease.startswith(holder) for lease in self._strays)
 
     def abandon(self) -> None:
         """Give up what is pending: the event loop is over, and there is nobody to be woken."""
@@ -152,8 +163,13 @@ class Engine:
         lease, gate = held
         try:
             await gate.call("give_back", lambda: self.store.give_back(gate.shard, lease, timeout=self.long_timeout))
-        except (BufferUnavailableError, *MISUSE) as error:
+        except BufferUnavailableError as error:
+            self._strays[lease] = gate
+            self.account.warnings.warning("give_back", "a lease could not be given back yet: %s", error)
+        except MISUSE as error:
             self.account.warnings.warning("give_back", "a lease could not be given back, it will run out: %s", error)
+        else:
+            self._strays.pop(lease, None)
 
     async def _until_quiet(self) -> None:
         for task in self._returning:
@@ -166,6 +182,14 @@ class Engine:
             self._onlooker = self.tasks.start(self._look_on, "onlooker of a store")
         if self._inspection is None:
             self._inspection = self.tasks.start(self._inspect, "inspection of a store", self._inspection_ended)
+        if self._fetcher is None and self._strays:
+            self._fetcher = self.tasks.start(self._fetch, "giving back what was left behind", self._fetcher_ended)
+
+    async def _fetch(self) -> None:
+        await self.on_each(self._give_back_one, list(self._strays.items()))
+
+    def _fetcher_ended(self) -> None:
+        self._fetcher = None
 
     async def _look_on(self) -> None:
         while (pause := self.store.look_every) is not None:

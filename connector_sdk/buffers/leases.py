@@ -6,7 +6,7 @@ import enum
 import weakref
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
 from connector_sdk.buffers.dead_letters import Evidence
 from connector_sdk.buffers.window import Batch
@@ -46,6 +46,9 @@ class LeaseState(enum.Enum):
     EXPIRED = "expired"
 
 
+_NOTHING: Final = Batch()
+
+
 class Loan:
     """
     The buffer's side of a lease; all of it is read and changed under the buffer's lock only.
@@ -60,7 +63,7 @@ class Loan:
         self._holder = weakref.ref(holder)
         self._places: dict[int, list[int]] | None = None
         self._acked: set[int] = set()
-        self.batch = Batch()
+        self.batch = _NOTHING
         self.max_events = max_events
         self.timeout = timeout
         self.renew = renew
@@ -210,9 +213,10 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self.state is LeaseState.EXPIRED and error is None:
+        state = self._loan.state
+        if state is LeaseState.EXPIRED and error is None:
             raise expired_error()
-        if self.state is not LeaseState.OPEN:
+        if state is not LeaseState.OPEN:
             return
         if error is None:
             self.ack()

@@ -16,7 +16,7 @@ from connector_sdk.observe import RateLimitedLogger
 from connector_sdk.options import check_seconds
 from connector_sdk.payloads import Payload
 
-__all__ = ["BorrowedLoan", "DrainedLoan", "PlainLoan", "renewed", "takes_renew"]
+__all__ = ["BorrowedLoan", "DrainedLoan", "PlainLoan", "renewed", "takes"]
 
 #: Puts events back that are not wanted after all.
 PutBack: TypeAlias = Callable[[list[Payload]], Awaitable[None]]
@@ -41,13 +41,13 @@ class PlainLoan(Protocol):
         """Put back."""
 
 
-def takes_renew(lease: Callable[..., object]) -> bool:
-    """Whether the `lease` method of a backend has the parameter `renew`, which came later."""
+def takes(lease: Callable[..., object], name: str) -> bool:
+    """Whether the `lease` method of a backend has the parameter *name*, which came later."""
     try:
         parameters = inspect.signature(lease).parameters.values()
     except (TypeError, ValueError):  # a callable that cannot tell
         return False
-    return any(one.name == "renew" or one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters)
+    return any(one.name == name or one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters)
 
 
 class BorrowedLoan:

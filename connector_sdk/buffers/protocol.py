@@ -18,9 +18,9 @@ from typing import Protocol, Self, runtime_checkable
 
 import anyio
 
-from connector_sdk.buffers.arguments import check_flag, check_limit, check_types, names_of
+from connector_sdk.buffers.arguments import check_flag, check_holder, check_limit, check_types, names_of
 from connector_sdk.buffers.dead_letters import DeadLetters, Evidence
-from connector_sdk.buffers.loans import BorrowedLoan, DrainedLoan, renewed, takes_renew
+from connector_sdk.buffers.loans import BorrowedLoan, DrainedLoan, renewed, takes
 from connector_sdk.errors import EventBufferError
 from connector_sdk.options import check_integer, check_seconds
 from connector_sdk.payloads import Payload
@@ -242,7 +242,12 @@ async def drain_page(backend: BufferBackend, max_items: int) -> list[Payload]:
 
 @asynccontextmanager
 async def lease(
-    backend: BufferBackend, max_events: int = 500, timeout: float = 60.0, *, renew: bool = True
+    backend: BufferBackend,
+    max_events: int = 500,
+    timeout: float = 60.0,
+    *,
+    renew: bool = True,
+    holder: str | None = None,
 ) -> AsyncIterator[BackendLease]:
     """
     Lease from any backend up to *max_events* (1 or more) of the oldest events: see `Leasing.lease`.
@@ -253,6 +258,8 @@ async def lease(
     Without `Leasing` the events are drained and, if the block fails, those not acknowledged are added again. Then, and
     only then: they live in this process alone, so a crash loses them (at most once, not at least once); the lease never
     runs out, whatever *timeout* and *renew* say; what is given back comes after what was added meanwhile.
+
+    *holder* is passed on to a backend that knows it (see `DurableBuffer.lease`), and has no effect on others.
 
     `fail` of a lease whose backend has none, and of one without `Leasing`, raises EventBufferError, and the event is still
     on the lease: there is no place for its evidence.
@@ -266,7 +273,7 @@ async def lease(
     check_seconds("timeout", timeout, above=0)
     check_flag("renew", renew)
     if isinstance(backend, Leasing):
-        async with _lease_of(backend, max_events, timeout, renew=renew) as loan:
+        async with _lease_of(backend, max_events, timeout, renew=renew, holder=check_holder(holder) and holder) as loan:
             yield loan
         return
     fallback = DrainedLoan(backend, await drain_page(backend, max_events), partial(_put_back, backend))
@@ -281,9 +288,12 @@ async def lease(
 
 
 @asynccontextmanager
-async def _lease_of(backend: Leasing, max_events: int, timeout: float, *, renew: bool) -> AsyncIterator[BackendLease]:
-    if takes_renew(backend.lease):
-        async with backend.lease(max_events, timeout, renew=renew) as loan:
+async def _lease_of(
+    backend: Leasing, max_events: int, timeout: float, *, renew: bool, holder: str | None
+) -> AsyncIterator[BackendLease]:
+    if takes(backend.lease, "renew"):
+        named = {"holder": holder} if holder and takes(backend.lease, "holder") else {}
+        async with backend.lease(max_events, timeout, renew=renew, **named) as loan:
             yield loan if hasattr(loan, "fail") else BorrowedLoan(backend, loan, timeout)
         return
     async with backend.lease(max_events, timeout) as loan:

@@ -187,11 +187,13 @@ class RedisStore(RedisDeadLetters):
         kinds: Collection[str] | None = None,
         cursor: str = "",
         in_order: bool = True,
+        holder: str = "",
     ) -> Page:
         """Take events: `lua/take.lua` or `lua/take_any.lua`, or with a filter `lua/take_matching.lua`."""
         if session is UNSET and kinds is None:
             script = self._scripts.take if in_order else self._scripts.take_any
-            answer = await self._keeping_house(script, shard, [lease, milliseconds(hold), limit], timeout)
+            arguments: list[bytes | str | int] = [lease, milliseconds(hold), limit, holder]
+            answer = await self._keeping_house(script, shard, arguments, timeout)
             first_ticket = integer_of(answer.rest[1])
             events = events_of(answer.rest[2:], first_ticket)
             more = "more" if answer.waiting else ""

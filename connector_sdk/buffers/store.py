@@ -165,6 +165,7 @@ class EventStore(Protocol):
         kinds: Collection[str] | None = None,
         cursor: str = "",
         in_order: bool = True,
+        holder: str = "",
     ) -> Page:
         """
         Move up to *limit* (1 or more) events to *lease*, which from now on runs out in *hold* seconds. A page may be full
@@ -175,6 +176,9 @@ class EventStore(Protocol):
         only events of that session, in order. With *kinds* only events of those types: a page then may be short or
         empty though more can be found from its `cursor`, and the order holds within a session only. An empty page of a
         new lease makes no lease.
+
+        With a *holder* (only without filters and in order; *lease* begins with it) nothing is taken while a lease of the
+        shard whose name does not begin with it has events: what a dead holder had comes before what came after it.
         """
 
     async def acknowledge(

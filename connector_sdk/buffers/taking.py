@@ -55,6 +55,7 @@ class Terms(msgspec.Struct, frozen=True):
 
     hold: float  #: seconds after which they wait again unless they are acknowledged
     page: int  #: events in one step at most
+    holder: str = ""  #: what the names of its leases begin with; with one, nothing is taken while others have leases
 
 
 class Taken(msgspec.Struct, frozen=True, gc=False):
@@ -76,10 +77,10 @@ class HeldPage:
     out, the next page would begin another lease of that name, and events of the first could come twice.
     """
 
-    def __init__(self, engine: Engine, gate: Gate, hold: float) -> None:
+    def __init__(self, engine: Engine, gate: Gate, hold: float, holder: str = "") -> None:
         self._engine = engine
         self._gate = gate
-        self.name = new_lease_name()
+        self.name = holder + new_lease_name()
         self.hold = hold
         self.runs_out = time.monotonic() + hold  #: never later than in the store
         self.taken: list[Taken] = []
@@ -267,7 +268,7 @@ class Source:
     async def _next_page(self, count: int) -> HeldPage:
         await self._haul.renew()
         terms = self._haul.terms
-        held = HeldPage(self._engine, self.gate, terms.hold)
+        held = HeldPage(self._engine, self.gate, terms.hold, terms.holder)
         # On the list before anything is sent: if there is no answer, the events may be on this lease.
         self.pages.append(held)
         self._haul.pages.append(held)
@@ -276,6 +277,8 @@ class Source:
             page = await self.gate.call("take", lambda: self._request(held, limit), lambda page: len(page.events))
         except BufferUnavailableError as error:
             self.error = error
+            if not error.in_doubt:
+                held.events = ()
             return held
         except MISUSE as error:
             self._misuse = error
@@ -300,6 +303,7 @@ class Source:
             kinds=self._selection.kinds,
             cursor=self._cursor,
             in_order=not self._any_order,
+            holder=self._haul.terms.holder,
         )
 
 

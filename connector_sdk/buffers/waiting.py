@@ -105,7 +105,7 @@ class WaitingRoom:
 
     def fewest_wanted(self) -> int | None:
         """Return the least number of events that somebody waits for."""
-        return min((waiter.min_items for waiter in self.for_items), default=None)
+        return min(waiter.min_items for waiter in self.for_items) if self.for_items else None
 
     def is_stuck(self, size: int, has_room: Callable[[int], bool]) -> bool:
         """Whether more events cannot come: there are some, and a caller waits for room that they do not leave."""

@@ -45,7 +45,7 @@ class Batch:
     items: Sequence[Payload] = ()
     keys: Sequence[int] = ()  #: their order among all events ever leased
     sizes: Sequence[int] = ()  #: bytes of each; empty when sizes are not kept
-    times: Sequence[float] = ()  #: each arrived at this time or later
+    times: Iterable[float] = ()  #: each arrived at this time or later; may go on for ever
 
     def without(self, positions: Collection[int]) -> Batch:
         """Return the batch less the events at *positions*."""
@@ -144,19 +144,24 @@ class Window:
         """Take out the *limit* oldest events, or all when there are fewer."""
         if limit >= len(self.items):
             return self.take_all()
-        _pop_left(self.keys, limit)
-        self.bytes -= sum(_pop_left(self.sizes, limit))
-        _pop_left(self.times, limit)
+        if self.keys:
+            _pop_left(self.keys, limit)
+        if self.sizes:
+            self.bytes -= sum(_pop_left(self.sizes, limit))
+        if self.times:
+            _pop_left(self.times, limit)
         return _pop_left(self.items, limit)
 
     def take_batch(self, limit: int, entered: int) -> Batch:
         """Take out the *limit* oldest events so that they can be put back."""
         limit = min(limit, len(self.items))
         since = self._fresh_since(entered)
-        keys: Sequence[int] = range(self.leased, self.leased + limit)
+        keys: Sequence[int] = range(self.leased, self.leased + limit)  # nothing that is made for each event
+        times: Iterable[float] = repeat(since)
         if self.keys:
             keys = list(islice(chain(self.keys, keys), limit))
-        times = list(islice(chain(self.times, repeat(since)), limit)) if self.times else [since] * limit
+        if self.times:
+            times = list(islice(chain(self.times, times), limit))
         sizes = list(islice(self.sizes, limit)) if self.sizes else ()
         self.leased += max(0, limit - len(self.keys))
         return Batch(self.take(limit), keys, sizes, times)

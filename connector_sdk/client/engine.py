@@ -72,6 +72,7 @@ class Engine:
         self.closed_reason = ""
         self.gaps = 0
         self.failure: BaseException | None = None
+        self.is_at_exit = False  # and whoever ends the process says what is left
         self.report = StopReport()
         self.session = Session(healthy_after=options.healthy_after)
         self.lanes = Lanes(
@@ -157,7 +158,8 @@ class Engine:
         """Close a run: the reason is known, the waiters hear of it."""
         self.report = report
         if report.left:
-            logger.warning("%s: ended with %d events unfinished", self.options.stream, report.left)
+            if not self.is_at_exit:
+                logger.warning("%s: ended with %d events unfinished", self.options.stream, report.left)
             self._notifier.tell("events_dropped", source="client", reason=str(DropReason.ABANDONED), count=report.left)
         if self.failure is not None:
             self.closed_reason = str(self.failure) or type(self.failure).__name__

@@ -17,12 +17,15 @@ from connector_sdk.client.options import ClientOptions, Default, DefaultInt, Ove
 from connector_sdk.client.session import ConnectionState, Gap
 from connector_sdk.client.stats import ClientStats
 from connector_sdk.errors import ConfigurationError
+from connector_sdk.forks import start_empty_after_fork
 from connector_sdk.leadership import Leadership
 from connector_sdk.observe import Notifier
 from connector_sdk.payloads import ActionsPayload, Payload, SummaryPayload
 from connector_sdk.wakeups import current_waker
 
 __all__ = ["ClientFace", "Sink"]
+
+logger = logging.getLogger("connector_sdk.client")
 
 PayloadT = TypeVar("PayloadT", bound=Payload)
 Callback: TypeAlias = Callable[[PayloadT], object] | Callable[[PayloadT], Awaitable[object]]
@@ -114,13 +117,23 @@ class ClientFace:
         given = {name: value for name, value in locals().items() if name in ClientOptions.__struct_fields__}
         self._options = resolve(given)
         self._handlers = Handlers()
-        notifier = Notifier(observer, logging.getLogger("connector_sdk.client"))
+        self._observer = observer
+        notifier = Notifier(observer, logger)
         self._hooks = Hooks(notifier)
         self._engine = Engine(self._options, self._handlers, self._hooks, notifier)
         if on_connect is not None:
             self._hooks.add("connect", on_connect)
         if on_disconnect is not None:
             self._hooks.add("disconnect", on_disconnect)
+
+        start_empty_after_fork(self)
+
+    def after_fork_in_child(self) -> None:
+        """Start anew: the client does not run here, has no events, and its account begins at zero."""
+        notifier = Notifier(self._observer, logger)
+        self._handlers.after_fork_in_child()
+        self._hooks.after_fork_in_child(notifier)
+        self._engine = Engine(self._options, self._handlers, self._hooks, notifier)
 
     # Registration
 

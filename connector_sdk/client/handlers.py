@@ -99,6 +99,10 @@ class Handlers:
         self._order: list[tuple[str, Handler]] = []
         self._plans: dict[str, Plan] = {}
 
+    def after_fork_in_child(self) -> None:
+        """A thread of the parent, which is not here, may have held the lock."""
+        self._lock = threading.Lock()
+
     def add(self, event_type: str, handler: Handler) -> None:
         """Register *handler* for *event_type*, or for every type with ANY_TYPE."""
         if not isinstance(event_type, str) or not event_type:

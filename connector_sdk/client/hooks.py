@@ -36,12 +36,19 @@ class Hooks:
 
     def __init__(self, notifier: Notifier) -> None:
         self._hooks: dict[str, list[Callable[..., object]]] = {moment: [] for moment in HOOKS}
+        self._begin(notifier)
+
+    def _begin(self, notifier: Notifier) -> None:
         self._notifier = notifier
         self._log = RateLimitedLogger(logger)
         #: How many calls of hooks raised.
         self.errors = 0
         #: How many callbacks for payloads raised, after their retries.
         self.handler_errors = 0
+
+    def after_fork_in_child(self, notifier: Notifier) -> None:
+        """Start anew, with the same hooks: locks of the parent may be held for ever."""
+        self._begin(notifier)
 
     def add(self, moment: str, fn: Callable[..., object]) -> None:
         """Register *fn* for *moment*, one of HOOKS."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,18 +14,23 @@ from typing import Self
 import anyio
 import anyio.from_thread
 
+from connector_sdk.at_exit import EXIT_TIMEOUT, Stage, finish_at_exit, time_to_give_up
 from connector_sdk.client.engine import running_engine
 from connector_sdk.client.face import ClientFace
 from connector_sdk.client.pull import Pull
 from connector_sdk.client.session import ConnectionState
 from connector_sdk.client.stats import StopReport
 from connector_sdk.errors import ClientStateError, ConnectorError
+from connector_sdk.forks import in_loop_of_own
+from connector_sdk.options import check_seconds
 from connector_sdk.payloads import Payload
 
 __all__ = ["ConnectorClient"]
 
 logger = logging.getLogger(__name__)
 
+#: What belongs to iterations of a parent process.
+_left_behind: list[object] = []
 _MARGIN = 2.0  # seconds that stop() waits beyond its time-out for the thread to end
 
 
@@ -58,16 +64,22 @@ class ConnectorClient(ClientFace):
         self._refuse_running_loop("run()")
         self._run_thread = threading.get_ident()
         try:
-            anyio.run(self._engine.run)
+            anyio.run(in_loop_of_own, self._engine.run)
         finally:
             self._run_thread = 0
 
-    def run_in_background(self) -> threading.Thread:
+    def run_in_background(self, *, exit_timeout: float = EXIT_TIMEOUT) -> threading.Thread:
         """
         Start `run()` in a daemon thread and return the thread, once it has begun.
 
         An error that ends the run is logged and raised by `wait_until_open()`; `closed_reason` says it too.
+
+        Args:
+            exit_timeout: when the process ends and the client still runs, it is stopped, and the callbacks may finish what
+                was received: within two fifths of this, in seconds; the rest is for what comes after the client, see
+                `BlockingDrainJob.run_in_background`. 0 for no such end. Default 2.
         """
+        exit_timeout = check_seconds("exit_timeout", exit_timeout)
         if self._engine.is_running:
             raise ClientStateError(f"{self!r} is running already")
         begun = threading.Event()
@@ -79,13 +91,26 @@ class ConnectorClient(ClientFace):
             except ConnectorError as error:
                 logger.error("%s: ended: %s", self._options.stream, error)
             finally:
+                not_at_exit()
                 begun.set()
 
+        not_at_exit = finish_at_exit(Stage.RECEIVE, self._finish_at_exit, exit_timeout)
         thread = threading.Thread(target=target, name=f"connector {self._options.stream}", daemon=True)
         thread.start()
         begun.wait()
         unwatch()
         return thread
+
+    def _finish_at_exit(self, timeout: float) -> str:
+        engine = self._engine
+        if not engine.is_running:
+            return ""
+        engine.is_at_exit = True
+        engine.request_stop(timeout=time_to_give_up(timeout))
+        if not self._wait(lambda: not engine.is_running, timeout):
+            return f"{self!r} did not end in time"
+        left = engine.report.left + engine.report.running
+        return f"{left} events are unfinished in {self!r}" if left else ""
 
     def stop(self, *, drain: bool = True, timeout: float = 10.0) -> StopReport:
         """
@@ -139,13 +164,29 @@ class ConnectorClient(ClientFace):
         """
         self._refuse_running_loop("iterating")
         pull = Pull(self._engine)
-        with anyio.from_thread.start_blocking_portal() as portal:
-            try:
-                while portal.call(pull.more):
-                    while (payload := pull.pop()) is not None:
-                        yield payload
-            finally:
-                portal.call(pull.close)
+        process = os.getpid()
+        running = anyio.from_thread.start_blocking_portal()
+        portal = running.__enter__()
+        try:
+            portal.start_task_soon(in_loop_of_own, portal.sleep_until_stopped)
+            while portal.call(pull.more):
+                while (payload := pull.pop()) is not None:
+                    yield payload
+                    if os.getpid() != process:
+                        raise ClientStateError("the iteration is that of the parent process: begin another one")
+        finally:
+            if os.getpid() != process:
+                _left_behind.append(running)  # to leave it would wait for a thread that is not here
+            else:
+                try:
+                    portal.call(pull.close)
+                finally:
+                    running.__exit__(None, None, None)
+
+    def after_fork_in_child(self) -> None:
+        """Start anew: the client does not run here, has no events, and its account begins at zero."""
+        super().after_fork_in_child()
+        self._run_thread = 0
 
     def _wait(self, reached: Callable[[], bool], timeout: float | None) -> bool:
         """Wait until *reached()* at a change of state; False when time ran out."""

@@ -63,6 +63,8 @@ class Engine:
         self._is_draining = False
         self._is_standing = False
         self._failed_at: float | None = None
+        #: Whether the process ends, and whoever ends it says what is left.
+        self.is_at_exit = False
         #: What ended the last run, None for a stop.
         self.failure: BaseException | None = None
         self._nudge: anyio.Event | None = None
@@ -139,7 +141,7 @@ class Engine:
 
     async def _left(self) -> int | None:
         left = None if self.handling.is_buffer_away else await self.source.left(_ASKING)
-        if left:
+        if left and not self.is_at_exit:
             logger.warning("%s: ended with %d events left in the buffer", self.options.name, left)
         return left
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from connector_sdk.buffers.blocking import BlockingBuffer
 from connector_sdk.buffers.memory import EventBuffer
 from connector_sdk.buffers.protocol import BufferBackend
+from connector_sdk.forks import start_empty_after_fork
 from connector_sdk.jobs.caller import Handler
 from connector_sdk.jobs.engine import Engine
 from connector_sdk.jobs.options import Bury, DeadLetterPlace, ErrorHook, check_options
@@ -40,6 +41,9 @@ class JobFace:
             `add(payload, evidence)`, or a function of these two, plain or async, called on the event loop. When it raises,
             the event comes again and is given up another time.
         lease_timeout: seconds after which the events of a process that died come again. A living one renews.
+        exclusive: with a durable buffer, take nothing while others have events of it on lease. So each session stays in
+            order, though a job dies: what it had comes first, after *lease_timeout*. Several jobs without a *leader* take
+            turns. False: they share the work, and a session may be worked on by two at once.
         leader: a `Leader`, so that one of many processes runs. When it stops being the leader the handler is cancelled, a
             plain one left to itself, and the events go back.
         stop_timeout: seconds for the last drain, 0 or more.
@@ -82,6 +86,7 @@ class JobFace:
         retry_max: float = 30.0,
         dead_letters: DeadLetterPlace | Bury | None = None,
         lease_timeout: float = 60.0,
+        exclusive: bool = True,
         leader: Leadership | None = None,
         stop_timeout: float = 10.0,
         progress_limit: float = 300.0,
@@ -102,6 +107,7 @@ class JobFace:
             retry_max=retry_max,
             dead_letters=dead_letters,
             lease_timeout=lease_timeout,
+            exclusive=exclusive,
             leader=leader,
             stop_timeout=stop_timeout,
             progress_limit=progress_limit,
@@ -109,7 +115,9 @@ class JobFace:
             observer=observer,
         )
         self._buffer = buffer
+        self._handler = handler
         self._engine = Engine(Source(buffer, options), handler, options)
+        start_empty_after_fork(self)
 
     @property
     def live(self) -> JobHealth:
@@ -146,6 +154,10 @@ class JobFace:
     def stats(self) -> JobStats:
         """Return one reading of the job's account. From any thread."""
         return self._engine.stats()
+
+    def after_fork_in_child(self) -> None:
+        """Start anew: the job does not run here, and its account begins at zero."""
+        self._engine = Engine(self._engine.source, self._handler, self._engine.options)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._engine.options.name!r} of {self._buffer!r}>"

@@ -7,6 +7,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
+from connector_sdk.buffers.arguments import check_flag
 from connector_sdk.buffers.dead_letters import Evidence
 from connector_sdk.callbacks import is_async_callable
 from connector_sdk.errors import ConfigurationError
@@ -44,6 +45,7 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
     retry_initial: float
     retry_max: float
     lease_timeout: float
+    exclusive: bool
     stop_timeout: float
     progress_limit: float
     bury: Bury | None
@@ -65,6 +67,7 @@ def check_options(
     retry_initial: float,
     retry_max: float,
     lease_timeout: float,
+    exclusive: bool,
     stop_timeout: float,
     progress_limit: float,
     dead_letters: DeadLetterPlace | Bury | None,
@@ -95,6 +98,7 @@ def check_options(
         retry_initial=retry_initial,
         retry_max=check_seconds("retry_max", retry_max, minimum=retry_initial),
         lease_timeout=check_seconds("lease_timeout", lease_timeout, above=0),
+        exclusive=check_flag("exclusive", exclusive),
         stop_timeout=check_seconds("stop_timeout", stop_timeout),
         progress_limit=check_seconds("progress_limit", progress_limit, above=0),
         bury=_bury_of(dead_letters),

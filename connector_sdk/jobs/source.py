@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol, runtime_checkable
 
@@ -17,6 +18,7 @@ from connector_sdk.jobs.options import JobOptions
 
 __all__ = ["Source"]
 
+_LONGEST_NAME: Final = 100  # characters of the name of a job that stand in the names of its leases
 _SHORTEST_POLL: Final = 0.05  # seconds
 _LONGEST_POLL: Final = 1.0
 _REST: Final = 0.01  # seconds before a buffer is asked again that said that it has enough
@@ -36,6 +38,7 @@ class Source:
     def __init__(self, buffer: BufferBackend | EventBuffer | BlockingBuffer, options: JobOptions) -> None:
         self.backend = _backend_of(buffer)
         self._options = options
+        self._holder = f"{options.name[:_LONGEST_NAME]} {uuid.uuid4().hex}" if options.exclusive else None
         trigger = options.trigger_size
         bound = buffer.max_size if isinstance(buffer, EventBuffer) else 0
         if trigger is not None and bound and trigger > bound:
@@ -51,7 +54,8 @@ class Source:
 
     def lease(self) -> AbstractAsyncContextManager[BackendLease]:
         """Return a lease of one batch, that is renewed while its block runs."""
-        return protocol.lease(self.backend, self._options.batch_size, self._options.lease_timeout, renew=True)
+        options = self._options
+        return protocol.lease(self.backend, options.batch_size, options.lease_timeout, holder=self._holder)
 
     async def left(self, timeout: float) -> int | None:
         """Return how many events wait; None when that cannot be had within *timeout* seconds."""

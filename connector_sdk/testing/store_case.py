@@ -95,6 +95,7 @@ class Shard:
         kinds: Collection[str] | None = None,
         cursor: str = "",
         in_order: bool = True,
+        holder: str = "",
     ) -> Page:
         """Take a page for a minute, unless *hold* is given."""
         return await self.store.take(
@@ -107,6 +108,7 @@ class Shard:
             kinds=kinds,
             cursor=cursor,
             in_order=in_order,
+            holder=holder,
         )
 
     async def take_to_the_end(

@@ -60,6 +60,50 @@ _READERS: Final[dict[str, Callable[[Shard], Awaitable[bool]]]] = {
 class LeasingContract(StoreCase):
     """Leases: nobody else has their events, and none is lost, whatever becomes of the holder."""
 
+    # -- working alone
+
+    @pytest.mark.anyio
+    async def test_a_holder_takes_nothing_while_others_have_events(self) -> None:
+        async with self.opened_shard() as shard:
+            await shard.append(records(5))
+            other = new_lease()
+            await shard.take(other, 2)
+            page = await shard.take("me" + new_lease(), holder="me")
+            assert (numbers(page.events), page.left) == ([], 3)
+            assert (await shard.census()).leases == 1
+            assert await shard.acknowledge(other)
+            assert numbers((await shard.take("me" + new_lease(), holder="me")).events) == [2, 3, 4]
+
+    @pytest.mark.anyio
+    async def test_leases_of_one_holder_do_not_hinder_each_other(self) -> None:
+        async with self.opened_shard() as shard:
+            await shard.append(records(5))
+            assert numbers((await shard.take("me" + new_lease(), 2, holder="me")).events) == [0, 1]
+            assert numbers((await shard.take("me" + new_lease(), 2, holder="me")).events) == [2, 3]
+            assert numbers((await shard.take(new_lease())).events) == [4], "who names no holder is not held up"
+
+    @pytest.mark.anyio
+    async def test_what_a_dead_holder_had_comes_before_what_came_after_it(self) -> None:
+        async with self.opened_shard() as shard:
+            await shard.append(records(5))
+            await shard.take("dead" + new_lease(), 2, hold=0.2, holder="dead")
+            assert not (await shard.take("me" + new_lease(), holder="me")).events
+            with anyio.fail_after(10):
+                found: Sequence[StoredEvent] = ()
+                while not found:
+                    await anyio.sleep(0.02)
+                    found = (await shard.take("me" + new_lease(), holder="me")).events
+            assert numbers(found) == [0, 1, 2, 3, 4]
+
+    @pytest.mark.anyio
+    async def test_an_empty_lease_hinders_nobody(self) -> None:
+        async with self.opened_shard() as shard:
+            await shard.append(records(3))
+            lease = new_lease()
+            page = await shard.take(lease, 2)
+            assert await shard.acknowledge(lease, page.events)
+            assert numbers((await shard.take("me" + new_lease(), holder="me")).events) == [2]
+
     # -- letting go
 
     @pytest.mark.anyio

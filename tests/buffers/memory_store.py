@@ -310,6 +310,7 @@ class MemoryStore:
         kinds: Collection[str] | None = None,
         cursor: str = "",
         in_order: bool = True,
+        holder: str = "",
     ) -> Page:
         assert limit >= 1
 
@@ -318,6 +319,8 @@ class MemoryStore:
 
         def step() -> Page:
             target = self._shard(shard)
+            if holder and any(held.events for name, held in target.leases.items() if not name.startswith(holder)):
+                return Page([], len(target.waiting))
             chosen = [kept for kept in target.waiting if wanted(kept)]
             if kinds is not None or not in_order:  # session by session, as a store with a key for each does it
                 chosen.sort(key=lambda kept: (kept.session or "", kept.order))

@@ -281,3 +281,53 @@ def test_a_lease_that_goes_to_another_event_loop_is_renewed_there_once_it_is_ext
     assert lease._renewal is not None
     lease._renewal.hold = 0.06  # or the first renewal would be in ten seconds
     anyio.run(go_on, backend=anyio_backend_name)
+
+
+async def test_who_names_himself_waits_for_the_leases_of_others() -> None:
+    async with DurableBuffer(MemoryStore()) as buffer:
+        for number in range(4):
+            await buffer.add(summary(number))
+        async with buffer.lease(1) as other, buffer.lease(holder="me") as mine:
+            assert (len(other), len(mine)) == (1, 0)
+        async with buffer.lease(1, holder="me") as one, buffer.lease(1, holder="me") as two:
+            assert numbers([*one, *two]) == [1, 2]
+
+
+@pytest.mark.parametrize("holder", ["", "x" * 201, "a\nb", 7])
+async def test_a_holder_is_a_printable_name(holder: object) -> None:
+    async with DurableBuffer(MemoryStore()) as buffer:
+        with pytest.raises(ConfigurationError, match="holder"):
+            buffer.lease(holder=holder)  # type: ignore[arg-type]  # what must be refused
+
+
+async def test_a_lease_that_was_taken_without_an_answer_comes_back_before_all_others() -> None:
+    store = MemoryStore()
+    async with DurableBuffer(store, overflow="block") as buffer:
+        for number in range(2):
+            await buffer.add(summary(number))
+        faults = {"take": unanswered(applied=True), "give_back": refused()}
+        store.choose = lambda operation, shard: faults.pop(operation, None)
+        with pytest.raises(BufferUnavailableError):
+            async with buffer.lease(1, holder="me"):
+                pass
+        await buffer.add(summary(2))
+        with anyio.fail_after(PATIENCE):
+            while True:
+                with contextlib.suppress(BufferUnavailableError):
+                    async with buffer.lease(holder="me") as lease:
+                        if lease.events:
+                            break
+                await anyio.sleep(0.01)
+        assert numbers(lease.events) == [0, 1, 2]
+
+
+async def test_attempts_at_a_store_that_is_away_leave_nothing_behind() -> None:
+    store = MemoryStore()
+    async with DurableBuffer(store) as buffer:
+        store.break_down()
+        for _ in range(5):
+            with pytest.raises(BufferUnavailableError):
+                async with buffer.lease(holder="me"):
+                    pass
+        assert buffer._engine is not None
+        assert not buffer._engine._strays

@@ -177,8 +177,14 @@ class TestBadInput:
             (["--kill-redis"], "use it with --buffer redis"),
             (["--kill-redis", "--buffer", "memory"], "use it with --buffer redis"),
             (["--kill-redis", "--buffer", "redis://127.0.0.1:1/0"], "use it with --buffer redis"),
-            (["--buffer", "disk"], "--buffer must be sqlite, sqlite:/// and the path of a new file, memory, redis, or the URL of a Redis"),
-            (["--buffer", ""], "--buffer must be sqlite, sqlite:/// and the path of a new file, memory, redis, or the URL of a Redis"),
+            (
+                ["--buffer", "disk"],
+                "--buffer must be sqlite, sqlite:/// and the path of a new file, memory, redis, or the URL of a Redis",
+            ),
+            (
+                ["--buffer", ""],
+                "--buffer must be sqlite, sqlite:/// and the path of a new file, memory, redis, or the URL of a Redis",
+            ),
             (["--buffer", "http://127.0.0.1:1/"], "must be a URL that starts with redis://"),
             (["--buffer", "redis://me:s3cret@127.0.0.1:1/x"], "database number"),
             (

@@ -1,5 +1,5 @@
 """
-Prefork, as gunicorn does it: a buffer used in the parent, then four forks that each use it.
+Prefork, as gunicorn does it: a buffer, a client and a job used in the parent, then four forks that each use them.
 
 Nothing of the parent's lives on in a child: no thread, no lock, no lease, no socket; and the parent is as it was.
 """
@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
+from connector_sdk.payloads import SummaryPayload
+from connector_sdk.testing import ConnectorServer
 from tests.faults.books import PATIENCE
 from tests.servers.fixtures import Server, one_kind
 
@@ -22,12 +26,13 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork") or not os.path.isdir("/proc/self/fd"), reason="needs fork and /proc"),
 ]
 
-#: Arguments: "memory" or a URL, key prefix, event loop. Each process prints a line of JSON.
+#: Arguments: "memory", a URL or the path of a file, key prefix, event loop. Each process prints a line of JSON.
 PREFORK = """
     import json, os, sys, threading, time, warnings
     from connector_sdk.buffers.blocking import BlockingBuffer
     from connector_sdk.buffers.memory import EventBuffer
     from connector_sdk.buffers.redis import RedisEventBuffer
+    from connector_sdk.buffers.sqlite import SQLiteEventBuffer
     from connector_sdk.errors import LeaseError
     from connector_sdk.payloads import SummaryPayload
 
@@ -50,6 +55,9 @@ PREFORK = """
             if target.startswith("socket:"):
                 found.add(target)
         return found
+
+    def left():  # the thread of a file ends when it had nothing to do for a while
+        return [thread.name for thread in threading.enumerate() if thread.name != "connector_sdk sqlite"]
 
     def use(first):
         # In several threads, so that a lock that is not free hangs.
@@ -79,12 +87,17 @@ PREFORK = """
         buffer.close()
         tell(
             worker=worker, threads=threads, shared=shared_before + len(with_buffer & inherited), refusals=refusals,
-            taken=taken, left=[thread.name for thread in threading.enumerate()], new=sorted(with_buffer - inherited),
+            taken=taken, left=left(), new=sorted(with_buffer - inherited),
             balanced=buffer.stats().ledger.balanced,
         )
 
     place, prefix, event_loop = sys.argv[1:]
-    backend = EventBuffer(0).as_backend() if place == "memory" else RedisEventBuffer(place, prefix)
+    if place == "memory":
+        backend = EventBuffer(0).as_backend()
+    elif place.startswith("redis"):
+        backend = RedisEventBuffer(place, prefix)
+    else:
+        backend = SQLiteEventBuffer(place)
     buffer = BlockingBuffer(backend, event_loop=event_loop)
     use(0)
     open_lease = buffer.lease(10).__enter__()
@@ -122,7 +135,7 @@ PREFORK = """
     buffer.close()
     tell(
         parent=len(still), had=len(inherited), rest=rest, balanced=buffer.stats().ledger.balanced,
-        left=[thread.name for thread in threading.enumerate()],
+        left=left(),
     )
 """
 
@@ -170,7 +183,16 @@ def test_memory_starts_empty_in_each_worker(event_loop: str) -> None:
 
 @one_kind
 def test_each_worker_has_connections_of_its_own(redis_server: Server, redis_prefix: str) -> None:
-    parent, workers = prefork(redis_server.url, redis_prefix, "asyncio")
+    check_shared(*prefork(redis_server.url, redis_prefix, "asyncio"))
+
+
+@pytest.mark.parametrize("event_loop", ["asyncio", "trio"])
+def test_each_worker_opens_the_file_anew(tmp_path: Path, event_loop: str) -> None:
+    check_shared(*prefork(str(tmp_path / "events.db"), "-", event_loop))
+
+
+def check_shared(parent: dict[str, object], workers: list[dict[str, object]]) -> None:
+    """Check what they say about one store for all."""
     check(parent, workers)
     taken: list[int] = []
     for worker in workers:
@@ -182,3 +204,151 @@ def test_each_worker_has_connections_of_its_own(redis_server: Server, redis_pref
     assert len(taken) == len(set(taken)) == 20
     assert len(parent["rest"]) == len(everything) - 20 - 4
     assert set(parent["rest"]) <= set(everything) - set(taken)
+
+
+#: Arguments: the URL of a stream, the signal that ends a worker. A master, as gunicorn has it: workers that die are replaced.
+SERVER = """
+    import json, os, signal, sys, threading, time, warnings
+    from connector_sdk import BlockingDrainJob, ConnectorClient, EventBuffer
+
+    WORKERS, EVENTS = 4, 30
+    warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks in a threaded program
+
+    def tell(**facts):
+        os.write(1, (json.dumps(facts) + "\\n").encode())
+
+    def sockets():
+        found = set()
+        for descriptor in os.listdir("/proc/self/fd"):
+            try:
+                target = os.readlink(f"/proc/self/fd/{descriptor}")
+            except OSError:
+                continue
+            if target.startswith("socket:"):
+                found.add(target)
+        return found
+
+    done = []
+
+    def index(payloads):
+        done.extend(payload.event_id for payload in payloads)
+
+    def until(reached):
+        deadline = time.monotonic() + 30
+        while not reached():
+            assert time.monotonic() < deadline, (client, job, job.stats())
+            time.sleep(0.005)
+
+    def left():
+        until(lambda: threading.active_count() == 1)  # those that were told to end may need a moment
+        return [thread.name for thread in threading.enumerate()]
+
+    url, ending = sys.argv[1:]
+    buffer = EventBuffer(0)
+    client = ConnectorClient(url).into(buffer)
+    job = BlockingDrainJob(buffer, index, interval=0.02)
+
+    def start():
+        job.run_in_background()
+        client.run_in_background()
+        until(lambda: len(done) == EVENTS)
+
+    def work(worker, inherited, wait):
+        facts = dict(
+            threads=[thread.name for thread in threading.enumerate()],
+            shared=len(sockets() & inherited),
+            idle=not job.is_running and client.state == "idle" and job.stats().received == buffer.size == 0,
+            received=client.stats().ledger.received,
+        )
+        if wait:
+            tell(waits=worker)
+            time.sleep(60)  # until it is killed
+        done.clear()
+        start()
+        facts["shared"] += len(sockets() & inherited)
+        client.stop()
+        report = job.stop()
+        facts.update(
+            done=len(set(done)), drained=report.drained, balanced=job.stats().balanced, left=left()
+        )
+        tell(worker=worker, **facts)
+
+    def spawn(worker, wait=False):
+        child = os.fork()
+        if child:
+            return child
+        try:
+            work(worker, inherited, wait)
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            os._exit(1)
+        sys.exit(0)
+
+    start()
+    inherited = sockets()
+    going = threading.Event()
+
+    def disturb():  # the forks come while another thread is in the middle of something
+        while not going.is_set():
+            client.stats(), job.stats(), buffer.stats(), client.on_connect(print), client.remove(print)
+
+    disturber = threading.Thread(target=disturb)
+    disturber.start()
+    first = spawn(0, wait=True)
+    children = [spawn(worker) for worker in range(1, WORKERS)]
+    os.kill(first, signal.Signals[ending])
+    ended = os.waitstatus_to_exitcode(os.waitpid(first, 0)[1])
+    children.append(spawn(WORKERS))
+    failed = [child for child in children if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])]
+    assert not failed, failed
+    going.set()
+    disturber.join()
+    still = sockets() & inherited
+    tell(ready=True)
+    until(lambda: len(done) == EVENTS + 1)  # one that comes now
+    state = str(client.state)
+    client.stop()
+    job.stop()
+    tell(
+        parent=len(still), had=len(inherited), state=state, connections=client.stats().connections, done=len(set(done)),
+        killed=ended, balanced=job.stats().balanced, left=left(),
+    )
+"""
+
+
+@pytest.mark.parametrize("ending", ["SIGKILL", "SIGTERM"])
+def test_a_client_and_a_job_of_the_parent_start_anew_in_each_worker(ending: str) -> None:
+    events = [SummaryPayload("shop", f"s{n}", "", 0, 0.0, None) for n in range(30)]
+    with (
+        ConnectorServer(events) as server,
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(SERVER), server.url, ending],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as master,
+    ):
+        try:
+            assert master.stdout is not None
+            said = []
+            for line in master.stdout:
+                fact = json.loads(line)
+                if "ready" in fact:
+                    server.publish(events[0])
+                else:
+                    said.append(fact)
+            _, err = master.communicate(timeout=3 * PATIENCE)
+        finally:
+            master.kill()
+    assert (master.returncode, err) == (0, "")
+    workers = [one for one in said if "worker" in one]
+    assert sorted(one["worker"] for one in workers) == [1, 2, 3, 4]
+    for one in workers:
+        assert one["threads"] == one["left"] == ["MainThread"], one
+        assert (one["shared"], one["idle"], one["received"]) == (0, True, 0), one
+        assert (one["done"], one["drained"], one["balanced"]) == (30, True, True), one
+    parent = next(one for one in said if "parent" in one)
+    assert (parent["parent"], parent["state"], parent["connections"]) == (parent["had"], "open", 1)
+    assert (parent["done"], parent["balanced"], parent["left"]) == (31, True, ["MainThread"])
+    assert parent["killed"] == -getattr(signal, ending)

@@ -3,6 +3,7 @@
 -- ARGV[5]    lease
 -- ARGV[6]   how long it holds from now, in milliseconds
 -- ARGV[7]   most events to take, 1 or more
+-- ARGV[8]   "" or what the leases of this holder begin with: then nothing is taken while others have events on lease
 --
 -- Returns    the head of every reply, then: 1 if housekeeping comes first and this must be called again, else 0; ticket
 --            of the first event; then the member of each event, oldest first.
@@ -15,6 +16,10 @@ up.open_to_move()
 if not up.keep_house() then
   up.close()
   return reply_with(1, 0)
+end
+if ARGV[8] ~= '' and up.is_held_by_others(ARGV[8]) then
+  up.close()
+  return reply_with(0, 0)
 end
 up.mend_index()
 

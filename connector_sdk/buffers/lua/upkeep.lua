@@ -331,6 +331,16 @@ local function upkeep()
     call('PEXPIRE', held_key, longest)
   end
 
+  -- Whether a lease whose name does not begin with *holder* has events.
+  local function is_held_by_others(holder)
+    for _, lease in ipairs(call('ZRANGE', leases_key, 0, -1)) do
+      if string.sub(lease, 1, #holder) ~= holder and tonumber(call('HGET', held_key, lease) or 0) > 0 then
+        return true
+      end
+    end
+    return false
+  end
+
   -- Return leases that ran out, give up sessions that nobody writes to, forget ids; false when there is more to do.
   local function keep_house()
     local left = budget
@@ -567,6 +577,7 @@ local function upkeep()
     keep_lease_keys = keep_lease_keys,
     know = know,
     known_as = known_as,
+    is_held_by_others = is_held_by_others,
     leases_key = leases_key,
     lend = lend,
     let_go = let_go,
