@@ -1,12 +1,13 @@
 # make demo   watch real traffic stream, be cut, and balance      make test    run the tests
 # make lint   style, format, types, import directions             make bench   measure against floors and peers
+# make chaos  kill, pause, cut and fill everything between a connector and an index, for minutes
 # make docs   build the reference from the docstrings             make pins    write requirements.txt anew
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
-.PHONY: demo test lint bench docs pins clean
+.PHONY: demo test lint bench chaos docs pins clean
 .DEFAULT_GOAL := test
 
 $(STAMP): requirements.txt pyproject.toml
@@ -31,6 +32,9 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+chaos: $(STAMP)
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 docs: $(STAMP)
 	$(BIN)/python docs/build_reference.py $(ARGS)

@@ -92,6 +92,11 @@ class BlockingBuffer:
         start_empty_after_fork(self)
 
     @property
+    def overflow(self) -> str:
+        """What the buffer does with an event that it cannot take, "" when it does not say."""
+        return str(getattr(self._backend, "overflow", ""))
+
+    @property
     def backend(self) -> BufferBackend:
         """The async buffer."""
         return self._backend

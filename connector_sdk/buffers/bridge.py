@@ -169,6 +169,11 @@ class OutageBridge:
         return self._remote.lease(max_events, timeout, renew=renew, holder=holder)
 
     @property
+    def overflow(self) -> DurableOverflow:
+        """What becomes of an event that neither takes."""
+        return "block" if self._blocks else "drop_newest"
+
+    @property
     def dead_letters(self) -> DurableDeadLetters:
         """The events of the remote that were given up with `DurableLease.fail`: see `DurableBuffer.dead_letters`."""
         return self._remote.dead_letters

@@ -15,7 +15,7 @@ from collections.abc import Set as AbstractSet
 from connector_sdk.buffers.arguments import check_evidence
 from connector_sdk.buffers.dead_letters import DeadLetter, Evidence, evidence_of
 from connector_sdk.buffers.leases import LeaseState, Loan
-from connector_sdk.buffers.state import BufferState
+from connector_sdk.buffers.state import BufferState, Overflow
 from connector_sdk.buffers.stats import BufferStats
 from connector_sdk.buffers.waiting import Sleeper, Turn, Waiter
 from connector_sdk.errors import BufferClosedError, BufferFullError
@@ -188,6 +188,11 @@ class BufferCore(BufferState):
             )
 
     # -- leases; called by `Lease`
+
+    @property
+    def overflow(self) -> Overflow:
+        """What a full buffer does with one more event."""
+        return self._overflow
 
     def open_lease(self, loan: Loan) -> None:
         """Take events out for a lease and start it."""

@@ -344,6 +344,11 @@ class DurableBuffer:
         return new_stats(self._account, census, state=state, closed=self._closing)
 
     @property
+    def overflow(self) -> DurableOverflow:
+        """What becomes of an event for which the store is too slow or away."""
+        return "block" if self._options.blocks else "drop_newest"
+
+    @property
     def closed(self) -> bool:
         """Whether `aclose()` was called."""
         return self._closing

@@ -162,6 +162,8 @@ class DurableLease:
         for taken in merge([page.taken for page in haul.pages]):
             self._events.append(taken.payload)
             self._places.setdefault(id(taken.payload), []).append((parts[taken.page], taken))
+        for page in haul.pages:
+            page.let_go()
         self.state = LeaseState.OPEN
         self._process = os.getpid()
         if self._renews and self._parts:

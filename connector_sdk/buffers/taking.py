@@ -113,7 +113,7 @@ class HeldPage:
             self._decoded = True
 
     def let_go(self) -> None:
-        """Forget the events: they refer to this page, and only the garbage collector would find that out, much later."""
+        """Forget the events: they refer to this page, and what no garbage collector looks at would stay for ever."""
         self.taken = []
 
     async def put_bad_aside(self) -> bool:
@@ -309,7 +309,12 @@ class Source:
 
 async def give_back(engine: Engine, pages: Iterable[HeldPage]) -> None:
     """Let what is left of *pages* wait again, as well as can be; a cancellation does not keep any of them."""
-    await engine.give_back([page.lease for page in pages if page.may_hold])
+    pages = list(pages)
+    try:
+        await engine.give_back([page.lease for page in pages if page.may_hold])
+    finally:
+        for page in pages:
+            page.let_go()
 
 
 def new_lease_name() -> str:

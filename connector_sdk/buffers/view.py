@@ -12,6 +12,7 @@ from connector_sdk.buffers.core import BufferCore
 from connector_sdk.buffers.dead_letters import DeadLetters
 from connector_sdk.buffers.leases import AsyncLease, Lease
 from connector_sdk.buffers.memory_dead_letters import MemoryDeadLetters, MemoryDeadLettersView
+from connector_sdk.buffers.state import Overflow
 from connector_sdk.buffers.stats import BufferStats
 from connector_sdk.buffers.waiting import TaskSleeper, Turn, Waiter
 from connector_sdk.options import check_integer, check_seconds
@@ -95,6 +96,11 @@ class EventBufferView:
         max_events = check_integer("max_events", max_events, minimum=1)
         timeout = check_seconds("timeout", timeout, above=0)
         return AsyncLease(Lease(self._core, max_events, timeout, renew=check_flag("renew", renew)))
+
+    @property
+    def overflow(self) -> Overflow:
+        """What a full buffer does with one more event."""
+        return self._core.overflow
 
     @property
     def dead_letters(self) -> DeadLetters:

@@ -26,6 +26,9 @@ __all__ = ["Added", "Hit", "IndexCounts", "PageCount", "SearchIndex"]
 _APPLICATION_ID: Final = 0x434E4358  # "CNCX": tells our file from another program's
 _WORDS: Final = re.compile(r"\w+")
 _MAX_WORDS: Final = 32
+_CACHE: Final = 32 * 1024 * 1024  # bytes of the file in memory, at most
+_LOG: Final = 32 * 1024 * 1024  # bytes that are written ahead before they are put in their places
+_PAGE: Final = 4096
 _SCHEMA: Final = """
     CREATE TABLE events (
         id INTEGER PRIMARY KEY,
@@ -114,6 +117,9 @@ class SearchIndex:
             raise
 
     def _prepare(self) -> None:
+        # With what is SQLite's own (2 MB, 4 MB) a large index would be read and copied again for each batch that comes.
+        self._db.execute(f"PRAGMA cache_size = -{_CACHE // 1024}")
+        self._db.execute(f"PRAGMA wal_autocheckpoint = {_LOG // _PAGE}")
         mark = self._db.execute("PRAGMA application_id").fetchone()[0]
         if mark == _APPLICATION_ID:
             return

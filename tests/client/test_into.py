@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Literal
+
 import pytest
 
-from connector_sdk import BufferUnavailableError, ConfigurationError, HandlerError, MemoryCheckpoint
+from connector_sdk import (
+    BlockingBuffer,
+    BufferUnavailableError,
+    ConfigurationError,
+    ConnectorClient,
+    DurableBuffer,
+    HandlerError,
+    MemoryCheckpoint,
+    OutageBridge,
+    SQLiteEventBuffer,
+)
 from connector_sdk.buffers.memory import EventBuffer
 from connector_sdk.callbacks import is_quick_callable
 from connector_sdk.payloads import Payload
 from connector_sdk.testing import ConnectorServer, Cut
+from tests.buffers.memory_store import MemoryStore
 from tests.client.harness import PATIENCE, Faces, actions, dropped, summary
 
 EVENTS: list[Payload | bytes] = [summary(0), actions(1), b'{"type":"tour","session_id":"s"}', summary(3)]
@@ -119,3 +133,24 @@ def test_with_a_checkpoint_a_buffer_that_drops_what_comes_is_refused(faces: Face
         faces.client(url, checkpoint=MemoryCheckpoint()).into(Refusing("drop_newest"))
     faces.client(url).into(Refusing("drop_newest"))
     faces.client(url, checkpoint=MemoryCheckpoint()).into(Refusing("drop_oldest"))
+
+
+@pytest.mark.parametrize("kind", ["durable", "sqlite", "bridge", "memory"])
+@pytest.mark.parametrize("blocking", [False, True])
+def test_our_own_buffers_say_whether_they_drop_what_comes(kind: str, blocking: bool, tmp_path: Path) -> None:
+    def make(overflow: Literal["drop_newest", "block"]) -> EventBuffer | BlockingBuffer | DurableBuffer | OutageBridge:
+        file = tmp_path / "events.db"
+        if kind == "memory":
+            memory = EventBuffer(overflow=overflow)
+            return BlockingBuffer(memory.as_backend()) if blocking else memory
+        backend = {
+            "durable": lambda: DurableBuffer(MemoryStore(), overflow=overflow),
+            "sqlite": lambda: SQLiteEventBuffer(file, overflow=overflow),
+            "bridge": lambda: OutageBridge(DurableBuffer(MemoryStore()), EventBuffer(), overflow=overflow),
+        }[kind]()
+        return BlockingBuffer(backend) if blocking else backend
+
+    client = ConnectorClient("http://127.0.0.1:1/stream/p", checkpoint=MemoryCheckpoint())
+    with pytest.raises(ConfigurationError, match="overflow"):
+        client.into(make("drop_newest"))
+    client.into(make("block"))

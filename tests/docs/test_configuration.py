@@ -15,7 +15,9 @@ from connector_sdk import (
     ConnectorClient,
     EventBuffer,
     MemoryCheckpoint,
+    OutageBridge,
     RedisEventBuffer,
+    SQLiteEventBuffer,
 )
 from connector_sdk.client.options import ENVIRONMENT
 from connector_sdk.client.session import TRANSITIONS
@@ -38,11 +40,15 @@ def code(cell: str) -> str:
 CLIENT = {code(row["option"]): row for row in rows(0)}
 BUFFER = {code(row["option"]): row for row in rows(1)}
 REDIS_BUFFER = {code(row["option"]): row for row in rows(2)}
-BLOCKING_BUFFER = {code(row["option"]): row for row in rows(3)}
+SQLITE_BUFFER = {code(row["option"]): row for row in rows(3)}
+BRIDGE = {code(row["option"]): row for row in rows(4)}
+BLOCKING_BUFFER = {code(row["option"]): row for row in rows(5)}
 TABLES: dict[Callable[..., object], dict[str, dict[str, str]]] = {
     ConnectorClient: CLIENT,
     EventBuffer: BUFFER,
     RedisEventBuffer: REDIS_BUFFER,
+    SQLiteEventBuffer: SQLITE_BUFFER,
+    OutageBridge: BRIDGE,
     BlockingBuffer: BLOCKING_BUFFER,
 }
 
@@ -57,7 +63,7 @@ def test_every_option_of_a_client_is_there_in_order(face: type) -> None:
     assert list(CLIENT) == list(public_parameters(face))
 
 
-@pytest.mark.parametrize("face", [EventBuffer, RedisEventBuffer, BlockingBuffer])
+@pytest.mark.parametrize("face", [EventBuffer, RedisEventBuffer, SQLiteEventBuffer, OutageBridge, BlockingBuffer])
 def test_every_option_of_a_buffer_is_there_in_order(face: type) -> None:
     assert list(TABLES[face]) == list(public_parameters(face))
 
