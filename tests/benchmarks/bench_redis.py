@@ -8,24 +8,18 @@ rounds. The server is a Valkey of our own, or the one that REDIS_URL names: ther
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias, cast
 
-import redis
-
-from connector_sdk.testing import RedisServer
 from tests.benchmarks import runs
-from tests.benchmarks.redis_work import PREFIX, Job, RedisOutcome
+from tests.benchmarks.redis_place import Place, redis_place
+from tests.benchmarks.redis_work import Job, RedisOutcome
 from tests.benchmarks.report import Row
-from tests.benchmarks.tally import cores
 
 __all__ = ["run"]
 
@@ -88,7 +82,7 @@ def run(
     Raises:
         runs.CandidateCrashedError: the floor or one of our own buffers did not come to its end, or its account is wrong.
     """
-    with _server() as server:
+    with redis_place() as server:
         bench = _Bench(
             server,
             share=0.1 if quick else 1.0,
@@ -107,51 +101,8 @@ def run(
 
 
 @dataclass(frozen=True)
-class _Server:
-    url: str
-    is_ours: bool
-
-    def empty(self) -> None:
-        """Delete what benchmarks left."""
-        with self._client() as client:
-            if self.is_ours:
-                client.execute_command("FLUSHALL", "SYNC")  # or it frees memory while the next one is measured
-            else:
-                for key in client.scan_iter(f"*{PREFIX}*", count=1000):
-                    client.unlink(key)
-
-    def used_memory(self) -> int:
-        """What the server says that it uses, in bytes, once what was unlinked is freed."""
-        with self._client() as client:
-            while True:
-                facts = cast(Mapping[str, int], client.info("memory"))
-                if not facts.get("lazyfree_pending_objects"):
-                    return facts["used_memory"]
-                time.sleep(0.01)
-
-    def _client(self) -> redis.Redis:
-        return redis.Redis.from_url(self.url)
-
-
-@contextlib.contextmanager
-def _server() -> Iterator[_Server]:
-    url = os.environ.get("REDIS_URL", "")
-    if url:
-        server = _Server(url, is_ours=False)
-        try:
-            yield server
-        finally:
-            server.empty()
-        return
-    with RedisServer() as own:
-        if cores()[1]:
-            os.sched_setaffinity(own.pid, cores()[1])
-        yield _Server(own.url, is_ours=True)
-
-
-@dataclass(frozen=True)
 class _Bench:
-    server: _Server
+    server: Place
     share: float  #: of the events that are meant
     rounds: int
     peers: Path | None

@@ -17,12 +17,12 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Protocol, TypedDict
+from typing import Final, Protocol, TypedDict, runtime_checkable
 
 from tests.benchmarks.events import event_texts
 from tests.benchmarks.tally import Outcome, cores, keep_to_core, percentile
 
-__all__ = ["PREFIX", "Job", "RedisOutcome", "Subject", "main"]
+__all__ = ["PREFIX", "InBatches", "Job", "RedisOutcome", "Subject", "main"]
 
 #: Is in every key of every candidate, so that a server that is not ours can be tidied up.
 PREFIX: Final = "connector-sdk-benchmark"
@@ -73,6 +73,14 @@ class Subject(Protocol):
         """Close it; say what is wrong with its own account, "" for nothing."""
 
 
+@runtime_checkable
+class InBatches(Protocol):
+    """A floor that is given at once what so many adders would add at the same time."""
+
+    def add_batch(self, payloads: Sequence[object]) -> None:
+        """Store them."""
+
+
 class Runner:
     """Does jobs with one subject."""
 
@@ -121,6 +129,7 @@ class Runner:
             drained = await self._subject.drain()
             self._drain_seconds += time.perf_counter() - started
             await self._compare(payloads, list(drained))
+            del payloads, drained  # or they are freed while the next ones are measured
 
     async def _both_at_once(self) -> None:
         """Add, and drain every now and then meanwhile; `drain_seconds` is until all that was added has come out."""
@@ -173,6 +182,9 @@ class Runner:
         self._add_seconds = 0.0
 
     async def _add_all(self, payloads: Sequence[object]) -> None:
+        if isinstance(self._subject, InBatches):
+            self._add_batches(self._subject, payloads)
+            return
         feed = iter(payloads)
         add, note = self._subject.add, self._latencies.append
 
@@ -186,6 +198,15 @@ class Runner:
         async with asyncio.TaskGroup() as group:
             for _ in range(self._job["adders"]):
                 group.create_task(adder())
+        self._add_seconds += time.perf_counter() - started
+
+    def _add_batches(self, subject: InBatches, payloads: Sequence[object]) -> None:
+        adders = self._job["adders"]
+        started = time.perf_counter()
+        for first in range(0, len(payloads), adders):
+            begun = time.perf_counter()
+            subject.add_batch(payloads[first : first + adders])
+            self._latencies.append(time.perf_counter() - begun)
         self._add_seconds += time.perf_counter() - started
 
     async def _compare(self, payloads: Sequence[object], drained: list[object], *, in_order: bool = True) -> None:

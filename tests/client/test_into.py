@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -139,15 +140,15 @@ def test_with_a_checkpoint_a_buffer_that_drops_what_comes_is_refused(faces: Face
 @pytest.mark.parametrize("blocking", [False, True])
 def test_our_own_buffers_say_whether_they_drop_what_comes(kind: str, blocking: bool, tmp_path: Path) -> None:
     def make(overflow: Literal["drop_newest", "block"]) -> EventBuffer | BlockingBuffer | DurableBuffer | OutageBridge:
-        file = tmp_path / "events.db"
         if kind == "memory":
             memory = EventBuffer(overflow=overflow)
             return BlockingBuffer(memory.as_backend()) if blocking else memory
-        backend = {
+        makers: dict[str, Callable[[], DurableBuffer | OutageBridge]] = {
             "durable": lambda: DurableBuffer(MemoryStore(), overflow=overflow),
-            "sqlite": lambda: SQLiteEventBuffer(file, overflow=overflow),
+            "sqlite": lambda: SQLiteEventBuffer(tmp_path / "events.db", overflow=overflow),
             "bridge": lambda: OutageBridge(DurableBuffer(MemoryStore()), EventBuffer(), overflow=overflow),
-        }[kind]()
+        }
+        backend = makers[kind]()
         return BlockingBuffer(backend) if blocking else backend
 
     client = ConnectorClient("http://127.0.0.1:1/stream/p", checkpoint=MemoryCheckpoint())
