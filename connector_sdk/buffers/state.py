@@ -159,7 +159,8 @@ class BufferState:
             self._book_interrupted()
             raise
         finally:
-            self._speak(wakes)
+            if wakes or self._teller.notices:
+                self._speak(wakes)
 
     def _tidy(self) -> None:
         if self._loans or self._max_age is not None:
