@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -15,6 +16,7 @@ from msgspec import UNSET
 from connector_sdk.buffers.durable import DurableBuffer
 from connector_sdk.buffers.durable_lease import DurableLease
 from connector_sdk.buffers.leases import LeaseState
+from connector_sdk.buffers.taking import HeldPage
 from connector_sdk.errors import BufferClosedError, ConfigurationError, LeaseError, LeaseExpiredError
 from connector_sdk.ledger import DropReason
 from connector_sdk.payloads import ActionsPayload, Payload, SummaryPayload
@@ -520,3 +522,17 @@ async def test_many_drainers_and_adders_lose_and_double_nothing(store: MemorySto
         drained.extend(numbers(await buffer.drain()))
         await settled(buffer)
     assert sorted(drained) == list(range(400))
+
+
+async def test_a_lease_that_is_done_keeps_no_event_in_memory() -> None:
+    async with DurableBuffer(MemoryStore()) as buffer:
+        for number in range(20):
+            await buffer.add(summary(number))
+        async with buffer.lease(10):
+            pass
+        with pytest.raises(ZeroDivisionError):
+            async with buffer.lease(10):
+                raise ZeroDivisionError
+        assert len(await buffer.drain()) == 10
+    gc.collect()
+    assert not [thing for thing in gc.get_objects() if isinstance(thing, HeldPage) and thing.taken]
