@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 import os
 import threading
@@ -12,9 +13,9 @@ from types import TracebackType
 from typing import Self
 
 import anyio
-import anyio.from_thread
+from anyio.from_thread import BlockingPortal
 
-from connector_sdk.at_exit import EXIT_TIMEOUT, Stage, finish_at_exit, time_to_give_up
+from connector_sdk.at_exit import Stage, finish_at_exit, time_to_give_up
 from connector_sdk.client.engine import running_engine
 from connector_sdk.client.face import ClientFace
 from connector_sdk.client.pull import Pull
@@ -22,15 +23,12 @@ from connector_sdk.client.session import ConnectionState
 from connector_sdk.client.stats import StopReport
 from connector_sdk.errors import ClientStateError, ConnectorError
 from connector_sdk.forks import in_loop_of_own
-from connector_sdk.options import check_seconds
 from connector_sdk.payloads import Payload
 
 __all__ = ["ConnectorClient"]
 
 logger = logging.getLogger(__name__)
 
-#: What belongs to iterations of a parent process.
-_left_behind: list[object] = []
 _MARGIN = 2.0  # seconds that stop() waits beyond its time-out for the thread to end
 
 
@@ -68,18 +66,15 @@ class ConnectorClient(ClientFace):
         finally:
             self._run_thread = 0
 
-    def run_in_background(self, *, exit_timeout: float = EXIT_TIMEOUT) -> threading.Thread:
+    def run_in_background(self) -> threading.Thread:
         """
         Start `run()` in a daemon thread and return the thread, once it has begun.
 
         An error that ends the run is logged and raised by `wait_until_open()`; `closed_reason` says it too.
 
-        Args:
-            exit_timeout: when the process ends and the client still runs, it is stopped, and the callbacks may finish what
-                was received: within two fifths of this, in seconds; the rest is for what comes after the client, see
-                `BlockingDrainJob.run_in_background`. 0 for no such end. Default 2.
+        If it still runs when the process ends, it is stopped first of all that runs in the background, and the callbacks may
+        finish what was received, for 0.8 seconds: see `BlockingDrainJob.run_in_background`, also for SIGTERM.
         """
-        exit_timeout = check_seconds("exit_timeout", exit_timeout)
         if self._engine.is_running:
             raise ClientStateError(f"{self!r} is running already")
         begun = threading.Event()
@@ -94,7 +89,7 @@ class ConnectorClient(ClientFace):
                 not_at_exit()
                 begun.set()
 
-        not_at_exit = finish_at_exit(Stage.RECEIVE, self._finish_at_exit, exit_timeout)
+        not_at_exit = finish_at_exit(Stage.RECEIVE, self._finish_at_exit)
         thread = threading.Thread(target=target, name=f"connector {self._options.stream}", daemon=True)
         thread.start()
         begun.wait()
@@ -165,23 +160,20 @@ class ConnectorClient(ClientFace):
         self._refuse_running_loop("iterating")
         pull = Pull(self._engine)
         process = os.getpid()
-        running = anyio.from_thread.start_blocking_portal()
-        portal = running.__enter__()
+        portal, thread = _start_portal()
         try:
-            portal.start_task_soon(in_loop_of_own, portal.sleep_until_stopped)
             while portal.call(pull.more):
                 while (payload := pull.pop()) is not None:
                     yield payload
                     if os.getpid() != process:
                         raise ClientStateError("the iteration is that of the parent process: begin another one")
         finally:
-            if os.getpid() != process:
-                _left_behind.append(running)  # to leave it would wait for a thread that is not here
-            else:
+            if os.getpid() == process:  # in the child of a fork the thread is not there
                 try:
                     portal.call(pull.close)
                 finally:
-                    running.__exit__(None, None, None)
+                    portal.call(portal.stop)
+                    thread.join()
 
     def after_fork_in_child(self) -> None:
         """Start anew: the client does not run here, has no events, and its account begins at zero."""
@@ -208,3 +200,25 @@ class ConnectorClient(ClientFace):
         except RuntimeError:
             return
         raise ClientStateError(f"{what} would block the event loop of this thread: use AsyncConnectorClient here")
+
+
+def _start_portal() -> tuple[BlockingPortal, threading.Thread]:
+    """Start an event loop in a thread. Nothing that is made here waits for the thread when it is collected, after a fork."""
+    ready: concurrent.futures.Future[BlockingPortal] = concurrent.futures.Future()
+
+    async def serve() -> None:
+        async with BlockingPortal() as portal:
+            ready.set_result(portal)
+            await portal.sleep_until_stopped()
+
+    def target() -> None:
+        try:
+            anyio.run(in_loop_of_own, serve)
+        except BaseException as error:
+            if ready.done():
+                raise
+            ready.set_exception(error)  # no descriptor was left for an event loop, say
+
+    thread = threading.Thread(target=target, name="connector iteration", daemon=True)
+    thread.start()
+    return ready.result(), thread

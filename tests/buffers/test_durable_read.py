@@ -21,7 +21,7 @@ from connector_sdk.errors import BufferClosedError, ConfigurationError, LeaseErr
 from connector_sdk.ledger import DropReason
 from connector_sdk.payloads import ActionsPayload, Payload, SummaryPayload
 from tests.buffers.memory_store import Fault, MemoryStore, Stop
-from tests.buffers.samples import PATIENCE, numbers
+from tests.buffers.samples import PATIENCE, numbers, summary
 
 pytestmark = pytest.mark.anyio
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from connector_sdk.buffers.sqlite import SQLiteEventBuffer
 
 from connector_sdk.buffers.bridge import OutageBridge
 from connector_sdk.buffers.durable import DurableBuffer
 from connector_sdk.buffers.redis import RedisEventBuffer
+from connector_sdk.buffers.sqlite import SQLiteEventBuffer
 from connector_sdk.payloads import Payload, SummaryPayload
 from tests.chaos.plan import BufferKind
 

@@ -352,3 +352,37 @@ def test_a_client_and_a_job_of_the_parent_start_anew_in_each_worker(ending: str)
     assert (parent["parent"], parent["state"], parent["connections"]) == (parent["had"], "open", 1)
     assert (parent["done"], parent["balanced"], parent["left"]) == (31, True, ["MainThread"])
     assert parent["killed"] == -getattr(signal, ending)
+
+
+ITERATION = """
+    import os, sys, warnings
+    from connector_sdk import ClientStateError, ConnectorClient
+
+    warnings.simplefilter("ignore", DeprecationWarning)
+    url, way = sys.argv[1:]
+    seen, child = [], None
+    try:
+        for payload in ConnectorClient(url):
+            seen.append(payload.event_id)
+            if len(seen) == 2:
+                child = os.fork()
+                if not child and way == "exit":
+                    sys.exit(5)
+            if len(seen) == 5:
+                break
+    except ClientStateError:
+        sys.exit(6)
+    assert len(seen) == 5
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == {"exit": 5, "go on": 6}[way]
+"""
+
+
+@pytest.mark.parametrize("way", ["exit", "go on"])
+def test_an_iteration_is_the_parents(way: str) -> None:
+    with ConnectorServer([SummaryPayload("shop", "s", "", 0, 0.0, None) for _ in range(5)]) as server:
+        subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(ITERATION), server.url, way],
+            timeout=PATIENCE,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )

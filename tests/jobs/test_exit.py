@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from connector_sdk import BlockingBuffer, BlockingDrainJob, ConfigurationError, ConnectorClient, EventBuffer
+from connector_sdk import BlockingBuffer, BlockingDrainJob, ConfigurationError, EventBuffer
 from tests.jobs.samples import PATIENCE
 
 #: What each script begins with. `done` is told after everything, at the very end of the interpreter.
@@ -259,7 +259,5 @@ def test_the_child_of_a_fork_has_nothing_to_finish(how: str) -> None:
 def test_the_budget_must_be_seconds(value: float) -> None:
     with pytest.raises(ConfigurationError, match="exit_timeout"):
         BlockingDrainJob(EventBuffer(), print).run_in_background(exit_timeout=value)
-    with pytest.raises(ConfigurationError, match="exit_timeout"):
-        ConnectorClient("http://127.0.0.1:9/stream/demo").run_in_background(exit_timeout=value)
     with pytest.raises(ConfigurationError, match="exit_timeout"):
         BlockingBuffer(EventBuffer().as_backend(), exit_timeout=value)
