@@ -202,7 +202,8 @@ class DurableLease:
         found = 0
         errors: list[BufferUnavailableError] = []
         if self._terms.holder and await engine.has_strays(self._terms.holder):
-            return  # they may have events that come before all others
+            # They may have events that come before all others.
+            raise BufferUnavailableError("an earlier lease of this holder could not be given back yet")
         # Who gets the events must have time left for them, so what cannot be had by then stays for the next lease.
         until = time.monotonic() + self._terms.hold / 2
         for gate in engine.in_turn():
