@@ -18,6 +18,7 @@ import anyio
 import msgspec
 
 from connector_sdk.errors import ClientStateError, ConfigurationError
+from connector_sdk.forks import start_empty_after_fork
 from connector_sdk.leadership import Term, run_while_leading
 from connector_sdk.observe import RateLimitedLogger
 from connector_sdk.options import check_seconds
@@ -101,8 +102,12 @@ class Leader:
 
     For asyncio only: inside trio a ConfigurationError. (`ConnectorClient` runs on asyncio.) One object stands once at a
     time; for two jobs that are to be led apart make two, with names of their own. `is_leader` and `stats` may be used from
-    any thread. In the child of a fork nothing is led.
+    any thread. In the child of a fork nothing is led; the object starts anew there and may stand for itself.
     """
+
+    _term: _Term | None
+    #: Whether Redis may have elected the candidate without our knowing.
+    _in_doubt: bool
 
     def __init__(
         self,
@@ -124,16 +129,11 @@ class Leader:
         self._belief = self._ttl * (1 - _MARGIN)
         tag = f"{{{self._prefix}:leader:{self.name}}}".encode()
         self._keys = (tag + b":lease", tag + b":fence")
-        self._term: _Term | None = None
-        self._is_standing = False
         self._closed = False
         #: The highest token seen.
         self._floor = 0
-        #: Whether Redis may have elected the candidate without our knowing.
-        self._in_doubt = False
-        self._holder = ""
-        self._terms = self._lost = self._renewals = self._failures = 0
-        self._log = RateLimitedLogger(logger)
+        self._start_anew()
+        start_empty_after_fork(self)
 
     @property
     def is_leader(self) -> bool:
@@ -224,10 +224,22 @@ class Leader:
     ) -> None:
         await self.aclose()
 
+    def after_fork_in_child(self) -> None:
+        """Start anew: the term and the standing are the parent's, and the account begins at zero."""
+        self._start_anew()
+
     def __repr__(self) -> str:
         return f"<Leader {self.name!r} at {self._address}, {'leads' if self.is_leader else 'does not lead'}>"
 
     # Inside
+
+    def _start_anew(self) -> None:
+        self._term = None
+        self._is_standing = False
+        self._in_doubt = False
+        self._holder = ""
+        self._terms = self._lost = self._renewals = self._failures = 0
+        self._log = RateLimitedLogger(logger)
 
     def _begin(self) -> None:
         try:
@@ -341,12 +353,12 @@ class _Term:
 
     @property
     def left(self) -> float:
-        """Seconds until it ends by itself."""
-        return self._until - _now()
+        """Seconds until it ends by itself; in the child of a fork none, for it is the parent's to renew and to give up."""
+        return self._until - _now() if os.getpid() == self._process else 0.0
 
     @property
     def is_current(self) -> bool:
-        return not self._is_over and _now() < self._until and os.getpid() == self._process
+        return not self._is_over and self.left > 0
 
     async def lost(self) -> None:
         await self._over.wait()

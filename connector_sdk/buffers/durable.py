@@ -136,6 +136,7 @@ class DurableBuffer:
         self._account = Account(on_drop, observer)
         self._engine: Engine | None = None
         self._batch_numbers = itertools.count(1)
+        self._strays: dict[str, int] = {}
         self._closing = False
         self._closed: anyio.Event | None = None
         start_empty_after_fork(self)
@@ -405,6 +406,7 @@ class DurableBuffer:
         self._engine = None
         self._account = Account(self._on_drop, self._observer)
         self._batch_numbers = itertools.count(1)
+        self._strays = {}
         self._closed = None
 
     # -- inner
@@ -428,7 +430,7 @@ class DurableBuffer:
         if engine is not None:
             self._do_away_with(engine)
         self._engine = engine = Engine(
-            current_event_loop(), self._store, self._account, self._options, self._batch_numbers
+            current_event_loop(), self._store, self._account, self._options, self._batch_numbers, strays=self._strays
         )
         return engine
 

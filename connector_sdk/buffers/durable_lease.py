@@ -201,14 +201,17 @@ class DurableLease:
     async def _take(self, engine: Engine, haul: Haul) -> None:
         found = 0
         errors: list[BufferUnavailableError] = []
-        if self._terms.holder and await engine.has_strays(self._terms.holder):
-            # They may have events that come before all others.
-            raise BufferUnavailableError("an earlier lease of this holder could not be given back yet")
         # Who gets the events must have time left for them, so what cannot be had by then stays for the next lease.
         until = time.monotonic() + self._terms.hold / 2
         for gate in engine.in_turn():
             if found >= self._max_events or (found and time.monotonic() >= until):
                 break
+            if self._terms.holder:
+                try:
+                    await engine.call_back_strays(self._terms.holder, gate)
+                except BufferUnavailableError as error:
+                    errors.append(error)
+                    continue  # what they may have comes before all others of this shard
             source = Source(engine, gate, haul, Selection())
             await source.take(self._max_events - found, until=until)
             for page in source.pages:

@@ -31,7 +31,14 @@ class Engine:
     """Everything of a durable buffer that belongs to one event loop. Its end leaves nothing pending in the account."""
 
     def __init__(
-        self, loop: EventLoop, store: EventStore, account: Account, options: CommitOptions, numbers: Iterator[int]
+        self,
+        loop: EventLoop,
+        store: EventStore,
+        account: Account,
+        options: CommitOptions,
+        numbers: Iterator[int],
+        *,
+        strays: dict[str, int],
     ) -> None:
         self.loop = loop
         self.store = store
@@ -47,8 +54,8 @@ class Engine:
         self._inspection: OwnedTask | None = None
         self._onlooker: OwnedTask | None = None
         self._returning: list[OwnedTask] = []
-        #: Leases of ours that nobody uses and that could not be given back.
-        self._strays: dict[str, Gate] = {}
+        # Leases that nobody uses any more and that were not given back yet, with their shards: of earlier loops, too.
+        self._strays = strays
         self._fetcher: OwnedTask | None = None
         self._turn = 0
 
@@ -120,7 +127,7 @@ class Engine:
         A task of its own does it, so that all of it is done even if the caller is cancelled, now or before; the caller
         waits for it, for no longer than one answer of the store may take.
         """
-        self._strays.update((lease, gate) for lease, gate in leases if gate.is_open)
+        self._strays.update((lease, gate.shard) for lease, gate in leases)
         reachable = [(lease, gate) for lease, gate in leases if not gate.is_open]
         if not reachable:
             return
@@ -133,12 +140,21 @@ class Engine:
         with anyio.move_on_after(self.timeout, shield=True):
             await task.wait()
 
-    async def has_strays(self, holder: str) -> bool:
-        """Whether leases of *holder*, which nobody uses, may have events that could not be given back, now neither."""
-        strays = [(lease, gate) for lease, gate in self._strays.items() if lease.startswith(holder)]
-        if strays:
-            await self.give_back(strays)
-        return any(lease.startswith(holder) for lease in self._strays)
+    async def call_back_strays(self, holder: str, gate: Gate) -> None:
+        """
+        See to it that no lease of *holder* that nobody uses has events of this shard.
+
+        Raises BufferUnavailableError when one could not be given back now either.
+        """
+
+        def found() -> list[tuple[str, Gate]]:
+            strays = self._strays.items()
+            return [(lease, gate) for lease, shard in strays if shard == gate.shard and lease.startswith(holder)]
+
+        if found():
+            await self.give_back(found())
+        if found():
+            raise BufferUnavailableError(f"{gate.name}: an earlier lease of this holder could not be given back yet")
 
     def abandon(self) -> None:
         """Give up what is pending: the event loop is over, and there is nobody to be woken."""
@@ -164,9 +180,9 @@ class Engine:
         try:
             await gate.call("give_back", lambda: self.store.give_back(gate.shard, lease, timeout=self.long_timeout))
         except BufferUnavailableError as error:
-            self._strays[lease] = gate
             self.account.warnings.warning("give_back", "a lease could not be given back yet: %s", error)
         except MISUSE as error:
+            self._strays.pop(lease, None)
             self.account.warnings.warning("give_back", "a lease could not be given back, it will run out: %s", error)
         else:
             self._strays.pop(lease, None)
@@ -186,7 +202,7 @@ class Engine:
             self._fetcher = self.tasks.start(self._fetch, "giving back what was left behind", self._fetcher_ended)
 
     async def _fetch(self) -> None:
-        await self.on_each(self._give_back_one, list(self._strays.items()))
+        await self.on_each(self._give_back_one, [(lease, self.gates[shard]) for lease, shard in self._strays.items()])
 
     def _fetcher_ended(self) -> None:
         self._fetcher = None

@@ -150,7 +150,7 @@ class EventStore(Protocol):
         *batch* numbers the batches of this store object. The same number again is the same batch again, after an error in
         doubt: it is stored if it was not, and never twice (within a minute at least). Such a call may return zeros
         beside `stored`. A record whose (origin, event_id) the store knows is not stored and counts as a duplicate: ids
-        are known while their event is in the store, and for a time after.
+        are known while their event waits or is on lease, and for a time after it has gone or was buried.
         """
 
     async def take(

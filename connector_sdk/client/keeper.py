@@ -26,7 +26,12 @@ _LAST_SAVE_TIMEOUT: Final = 5.0
 
 
 class CheckpointKeeper:
-    """Loads the id before the first request and saves it as events finish; without a store it does nothing."""
+    """
+    Loads the id before the first request and saves it as events finish; without a store it does nothing.
+
+    With a leader it saves in a term only, between `begin_term` and `end_term`: what was finished here is no place to go on
+    as long as another may lead.
+    """
 
     def __init__(self, options: ClientOptions, lanes: Lanes, hooks: Hooks, notifier: Notifier) -> None:
         self._store = options.checkpoint
@@ -36,6 +41,11 @@ class CheckpointKeeper:
         self._notifier = notifier
         self._log = RateLimitedLogger(logger)
         self._saved_at = 0.0
+        self._is_between_terms = options.leader is not None
+        #: Wakes `keep`.
+        self._moved: anyio.Event | None = None
+        #: The id and the token that were refused, because a later leader has saved.
+        self._refused: tuple[str, int] | None = None
         #: The fencing token of the term in which the events were received; None without a leader.
         self.token: int | None = None
         #: The id in the store, as far as we know.
@@ -55,17 +65,33 @@ class CheckpointKeeper:
             raise CheckpointError(f"the checkpoint store could not load: {_shown(error)}") from error
         return self.saved or ""
 
+    def begin_term(self, token: int) -> None:
+        """Save from now on, with *token*. The finished id must be the place from which this term goes on."""
+        self.token = token
+        self._is_between_terms = False
+        if self._moved is not None:
+            self._moved.set()
+
+    async def end_term(self) -> None:
+        """Save once more, for at most five seconds, and nothing after that until the next term; also when cancelled."""
+        try:
+            if not self._is_between_terms:
+                await self.save_last()
+        finally:
+            self._is_between_terms = True
+
     async def keep(self) -> None:
-        """Save whenever the finished id moves on, until cancelled."""
+        """Save whenever the finished id moves on, until cancelled. What a later leader had refused is not repeated."""
         if self._store is None:
             return
         wake = current_waker()
         while True:
-            moved = anyio.Event()
+            moved = self._moved = anyio.Event()
             self._lanes.when_id_finished(lambda moved=moved: wake(moved.set))  # type: ignore[misc]  # bound on purpose
-            if self._lanes.finished_id == self.saved or self._lanes.finished_id is None:
+            if self._is_between_terms or self._is_refused or self._lanes.finished_id in (self.saved, None):
                 await moved.wait()
-            await self.save()
+            if not self._is_between_terms and not self._is_refused:
+                await self.save()
             await anyio.sleep(SAVE_INTERVAL)
 
     async def save_if_due(self) -> None:
@@ -74,7 +100,15 @@ class CheckpointKeeper:
             await self.save()
 
     async def save_last(self) -> None:
-        """Save once more at the end, for at most five seconds."""
+        """
+        Save once more at the end, for at most five seconds.
+
+        After a term only a store that knows of tokens gets what was finished late: another would take it over a later
+        leader's.
+        """
+        is_fenced = self.token is not None and isinstance(self._store, FencedCheckpoint)
+        if self._is_between_terms and (self._is_refused or not is_fenced):
+            return
         with anyio.move_on_after(_LAST_SAVE_TIMEOUT, shield=True):
             await self.save()
 
@@ -91,19 +125,27 @@ class CheckpointKeeper:
         if self._store is None or event_id is None or event_id == self.saved:
             return
         began = self._saved_at = time.monotonic()
+        token = self.token
         try:
             store: object = self._store
-            if self.token is not None and isinstance(store, FencedCheckpoint):
-                await store.save_fenced(self._stream, event_id, self.token)
+            if token is not None and isinstance(store, FencedCheckpoint):
+                await store.save_fenced(self._stream, event_id, token)
             else:
                 await self._store.save(self._stream, event_id)
         except Exception as error:  # noqa: BLE001 - a store is not ours; unsaved ids only mean repeated events
             self.errors += 1
+            # A store that is away says why; one that refuses has no other error behind it, and would refuse again.
+            if token is not None and isinstance(error, CheckpointError) and error.__cause__ is None:
+                self._refused = (event_id, token)
             self._log.warning("save", "the checkpoint could not be saved (%s): a restart repeats events", _shown(error))
             await self._hooks.call("error", error, None)
             return
         self.saved = event_id
         self._notifier.tell("checkpoint_saved", event_id=event_id, seconds=time.monotonic() - began)
+
+    @property
+    def _is_refused(self) -> bool:
+        return self._refused is not None and self._refused == (self._lanes.finished_id, self.token)
 
 
 def _shown(error: Exception) -> str:

@@ -66,10 +66,12 @@ class Terms:
                     if run.is_stopping:
                         return drained
                     async with self._leader.term() as term:
-                        is_last = await self._receive_in(term)
-                        # Before another may lead: what it would repeat is finished, and the place to go on is stored.
-                        drained = await run.drain()
-                        await run.keeper.save_last()
+                        try:
+                            is_last = await self._receive_in(term)
+                            # Before another may lead: what it would repeat is finished, and the place to go on is stored.
+                            drained = await run.drain()
+                        finally:
+                            await run.keeper.end_term()
                         if is_last:
                             return drained
             except ConnectorError as error:
@@ -99,7 +101,6 @@ class Terms:
     async def _begin(self, term: Term) -> bool:
         """Go on behind what this process or another has finished; False when that cannot be known."""
         run = self._run
-        run.keeper.token = term.token
         try:
             stored = await run.keeper.load()
         except ConnectorError as error:
@@ -110,6 +111,8 @@ class Terms:
         run.lanes.resume_after(stored or run.lanes.finished_id or "")
         run.session.cursor = run.lanes.finished_id or ""
         run.start_over()
+        # Not before: with the new token an old finished id would be taken over what the leaders between have saved.
+        run.keeper.begin_term(term.token)
         return True
 
 

@@ -24,6 +24,7 @@ _MOST_SUSPECTS = 1000
 _UNLIMITED_IN_A_ROW = (
     5  # attempts until an event that may never be given up goes back, so that it holds no lease for ever
 )
+_FEW_SUSPECTS = 4  # up to so many, it is more likely the events than a handler that is going away
 _MOST_ATTEMPTS = 50  # kept as evidence: the first and the last
 
 
@@ -66,11 +67,14 @@ class Suspect:
         self.failures = 0
         #: When to try again.
         self.next_try = since
+        #: When it last failed alone, and the time before that; *since* before that happened.
+        self.failed_at = self.failed_before = since
         self._schedule = schedule
 
     def failed(self, attempt: Attempt, now: float, *, counts: bool = True) -> None:
         """Note that it failed alone; an attempt that does not count is evidence only. Of very many some are left out."""
         self.failures += counts
+        self.failed_before, self.failed_at = self.failed_at, now
         self.next_try = now + (self._schedule.failed() or 0.0)
         self.attempts.append(attempt)
         if len(self.attempts) > _MOST_ATTEMPTS:
@@ -137,8 +141,9 @@ class Suspects:
         Say what to do with a suspect that has failed.
 
         It is given up when it failed alone `max_attempts` times and the handler has returned for another event since this
-        one first failed. If there was no other event, so that nobody can say whose fault it is, it must also have failed
-        for *patience* seconds. During an outage of the handler nothing is given up.
+        one first failed; with more than four suspects since its failure before last, for when so many fail and nothing is
+        done meanwhile, the handler has gone away. If there was no other event, so that nobody can say whose fault it is, it
+        must also have failed for *patience* seconds. During an outage of the handler nothing is given up.
         """
         if self._max_attempts is None:
             return Verdict.WAIT if suspect.failures % _UNLIMITED_IN_A_ROW == 0 else Verdict.RETRY
@@ -146,7 +151,8 @@ class Suspects:
             return Verdict.RETRY
         if self.is_outage:
             return Verdict.WAIT
-        if self.succeeded_since(suspect.since) or now - suspect.since >= self._patience:
+        recent = len(self._suspects) <= _FEW_SUSPECTS or self.succeeded_since(suspect.failed_before)
+        if (self.succeeded_since(suspect.since) and recent) or now - suspect.since >= self._patience:
             return Verdict.GIVE_UP
         return Verdict.WAIT
 

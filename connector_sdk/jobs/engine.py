@@ -192,22 +192,25 @@ class Engine:
         handling, began = self.handling, time.monotonic()
         handling.counts.runs += 1
         handling.moved()
-        before, given_back = handling.counts.delivered, handling.counts.given_back
+        counts, before = handling.counts, handling.counts.delivered
         self._is_draining = True
         try:
-            outcome = Outcome.DONE
-            # What has just been given back is not taken again at once: it would be in vain.
-            while outcome is Outcome.DONE and handling.counts.given_back == given_back:
+            outcome, progress = Outcome.DONE, True
+            while outcome is Outcome.DONE and progress:
                 await handling.room()
+                given_back, delivered = counts.given_back, counts.delivered
                 batch = Batch(handling)
                 await batches.start(batch.run)
                 outcome = batch.outcome
+                # What has just been given back is not taken again at once: it would be in vain. But while others get on,
+                # suspects of earlier batches that go back must not end the run.
+                progress = counts.given_back == given_back or counts.delivered > delivered
         finally:
             self._is_draining = False
             handling.moved()
         self._failed_at = None if outcome is Outcome.EMPTY else time.monotonic()
         seconds = time.monotonic() - began
-        events = handling.counts.delivered - before
+        events = counts.delivered - before
         self._notifier.tell("job_run", job=self.options.name, events=events, seconds=seconds, outcome=str(outcome.name))
 
     async def _until_due(self, schedule: Schedule) -> None:

@@ -61,7 +61,8 @@ class JobFace:
     for it, so that each session stays in order. (An event without a session waits for nobody.) The suspect is tried again
     alone, after pauses, on a lease that is renewed, while the job goes on with other batches. It is given up when it failed
     alone `max_attempts` times, and the handler has returned for another event since its first failure, or it has failed for
-    *patience* seconds.
+    *patience* seconds. When more than four events are suspects at once, the handler must have returned for another one since
+    the failure before last, so that an index that goes away meanwhile makes no dead letters.
 
     *When the handler fails for everything*, its index is down, and no event is to blame. The job finds out with up to four
     single events of other sessions. If none succeeds it pauses and asks again with single events; after `max_attempts` rounds
@@ -157,7 +158,9 @@ class JobFace:
 
     def after_fork_in_child(self) -> None:
         """Start anew: the job does not run here, and its account begins at zero."""
-        self._engine = Engine(self._engine.source, self._handler, self._engine.options)
+        options = self._engine.options
+        # A source of its own: with that of the parent all children would hold leases under one name, and not take turns.
+        self._engine = Engine(Source(self._buffer, options), self._handler, options)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._engine.options.name!r} of {self._buffer!r}>"

@@ -10,6 +10,8 @@ import anyio
 
 from connector_sdk.buffers import protocol
 from connector_sdk.buffers.blocking import BlockingBuffer
+from connector_sdk.buffers.bridge import OutageBridge
+from connector_sdk.buffers.durable import DurableBuffer
 from connector_sdk.buffers.memory import EventBuffer
 from connector_sdk.buffers.protocol import BackendLease, BufferBackend, DeadLettering
 from connector_sdk.callbacks import is_async_callable
@@ -61,10 +63,18 @@ class Source:
         """Return how many events wait; None when that cannot be had within *timeout* seconds."""
         with anyio.move_on_after(timeout):
             try:
-                return await self.backend.size()
+                return await self._size()
             except BufferUnavailableError:
                 return None
         return None
+
+    async def _size(self) -> int | None:
+        backend = self.backend.remote if isinstance(self.backend, OutageBridge) else self.backend
+        if not isinstance(backend, DurableBuffer):
+            return await backend.size()
+        # Its size() says 0 when the store is away.
+        shared = (await backend.stats()).shared
+        return None if shared is None else shared.buffered
 
     async def until_enough(self) -> None:
         """Wait until `trigger_size` events wait, for ever without it."""
@@ -76,9 +86,10 @@ class Source:
             trigger = None  # it was closed: no more will come
         pause = min(max(self._options.interval / 10, _SHORTEST_POLL), _LONGEST_POLL)
         while trigger is not None:
+            # First a pause: what waits may be out of reach, while another has a lease.
+            await anyio.sleep(pause)
             if (await self.left(_LONGEST_POLL) or 0) >= trigger:
                 return
-            await anyio.sleep(pause)
         await anyio.sleep_forever()
 
 

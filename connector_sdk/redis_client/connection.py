@@ -37,7 +37,7 @@ class Connection(asyncio.Protocol):
     those that come while others are unanswered are written together in the next turn of the event loop.
 
     A server that sends nothing at all for the second half of some request's time is taken for dead: the connection is
-    aborted. While replies do come, a request whose time is up fails alone.
+    aborted. While replies do come, a request whose time is up fails alone, unless it is its own reply that is coming.
 
     *sock* is its socket, connected before the first call.
     """
@@ -65,6 +65,7 @@ class Connection(asyncio.Protocol):
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = _NEVER
         self._heard_at = loop.time()
+        self._is_amid_reply = False
         self._retiring = False
         self._failure = "the connection was lost"
 
@@ -147,10 +148,12 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Bytes arrived: give each reply in them to the next in line."""
         self._heard_at = self._time()
+        self._is_amid_reply = True
         reader, line = self._reader, self._line
         try:
             reader.feed(data)
             while (reply := reader.gets()) is not False:
+                self._is_amid_reply = False  # or the next bytes will tell
                 future = line.popleft()[0]
                 if isinstance(reply, RedisRefusedError):
                     _fail(future, reply)
@@ -226,8 +229,10 @@ class Connection(asyncio.Protocol):
         silence = now - self._heard_at
         following = _NEVER
         overdue: list[tuple[Future, bool]] = []
-        for future, deadline, half in self._line:
-            if deadline <= now:
+        for place, (future, deadline, half) in enumerate(self._line):
+            if deadline <= now and place == 0 and silence < half and self._is_amid_reply:
+                deadline = now + half  # noqa: PLW2901 - its answer is on the way, and large
+            elif deadline <= now:
                 if silence >= half:
                     self.abort("the server gave no answer in time")
                     return

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import os
@@ -190,13 +191,13 @@ async def test_renewal_ends_when_the_store_was_away_for_too_long() -> None:
 async def test_an_acknowledgement_in_doubt_is_not_taken_for_a_lease_that_ran_out(applied: bool) -> None:
     store = MemoryStore()
     async with buffers(store) as (buffer, _):
-        async with buffer.lease(timeout=0.3) as lease:
+        async with buffer.lease(timeout=1.0) as lease:
             store.break_next(unanswered(applied=applied), "acknowledge")
             with pytest.raises(BufferUnavailableError):
                 await lease.ack()
             calls = store.calls.count("extend")
             await until_calls(store, "extend", calls + 1)
-            await anyio.sleep(0.5)
+            await anyio.sleep(1.2)
             await lease.ack()
         assert await buffer.drain() == []
         stats = await buffer.stats()
@@ -319,6 +320,54 @@ async def test_a_lease_that_was_taken_without_an_answer_comes_back_before_all_ot
                             break
                 await anyio.sleep(0.01)
         assert numbers(lease.events) == [0, 1, 2]
+
+
+async def test_what_is_being_given_back_slowly_is_waited_for() -> None:
+    store = MemoryStore()
+    async with DurableBuffer(store, overflow="block", response_timeout=0.1) as buffer:
+        for number in range(4):
+            await buffer.add(summary(number))
+        stop = store.stop("give_back")
+        with pytest.raises(ZeroDivisionError):
+            async with buffer.lease(2, holder="me"):
+                raise ZeroDivisionError
+        with pytest.raises(BufferUnavailableError, match="could not be given back yet"):
+            async with buffer.lease(holder="me"):
+                pass
+        async with buffer.lease(1) as other:
+            assert numbers(other) == [2], "whoever names no holder is not concerned"
+        store.recover()
+        stop.resume()
+        found: list[int] = []
+        with anyio.fail_after(PATIENCE):
+            while not found:
+                await anyio.sleep(0.01)
+                with contextlib.suppress(BufferUnavailableError):
+                    async with buffer.lease(holder="me") as lease:
+                        found = numbers(lease)
+        assert found == [0, 1, 3]
+
+
+def test_what_one_event_loop_left_behind_the_next_one_brings_back() -> None:
+    store = MemoryStore()
+    buffer = DurableBuffer(store, overflow="block")
+
+    async def leave() -> None:
+        for number in range(3):
+            await buffer.add(summary(number))
+        faults = {"take": unanswered(applied=True), "give_back": refused()}
+        store.choose = lambda operation, shard: faults.pop(operation, None)
+        with pytest.raises(BufferUnavailableError):
+            async with buffer.lease(2, holder="me"):
+                pass
+
+    async def go_on() -> list[int]:
+        async with buffer, buffer.lease(holder="me") as lease:
+            return numbers(lease)
+
+    asyncio.run(leave())
+    store.recover()
+    assert asyncio.run(go_on()) == [0, 1, 2]
 
 
 async def test_attempts_at_a_store_that_is_away_leave_nothing_behind() -> None:

@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
+import anyio.to_thread
 import pytest
 import redis
 
@@ -26,6 +28,7 @@ from connector_sdk import (
     RedisCheckpoint,
     Term,
 )
+from connector_sdk.payloads import Payload
 from connector_sdk.testing import ConnectorServer, RedisServer
 from connector_sdk.wakeups import Waker, current_waker
 from tests.client.harness import PATIENCE, Collector, Faces, summary
@@ -60,6 +63,11 @@ class Votes:
             self._given = False
             if self.term_now is not None:
                 self.term_now.end()
+
+    def skip_to(self, token: int) -> None:
+        """Others had the terms up to *token*."""
+        with self._lock:
+            self._token = token
 
     def wait_until_given_up(self, count: int) -> None:
         with self._lock:
@@ -218,6 +226,128 @@ def test_a_client_with_a_leader_is_not_iterated_over() -> None:
         next(iter(client))
 
 
+class Fenced(MemoryCheckpoint):
+    """Knows of tokens, and writes down what it is asked for; loading takes until the gate is open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = 0
+        self.saved: list[str] = []
+        self.refused = 0
+        self.changed = threading.Condition()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.loads = 0
+
+    async def load(self, stream: str) -> str | None:
+        with self.changed:
+            self.loads += 1
+            self.changed.notify_all()
+        await anyio.to_thread.run_sync(self.gate.wait, PATIENCE)
+        return await super().load(stream)
+
+    async def save_fenced(self, stream: str, event_id: str, token: int) -> None:
+        with self.changed:
+            self.changed.notify_all()
+            if token < self.token:
+                self.refused += 1
+                raise CheckpointError("a later leader has saved")
+            self.token = token
+            self.saved.append(event_id)
+        await self.save(stream, event_id)
+
+    def wait_until(self, reached: Callable[[], bool]) -> None:
+        with self.changed:
+            assert self.changed.wait_for(reached, PATIENCE), (self.saved, self.refused, self.loads)
+
+
+def test_a_client_elected_again_does_not_set_the_checkpoint_back_while_it_loads(faces: Faces) -> None:
+    """What it finished in its earlier term is behind what the leader between has saved, and its new token is higher."""
+    votes, got, store = Votes(), Collector(), Fenced()
+    with ConnectorServer([summary(1)]) as server:
+        client = faces.client(server.url, leader=votes, checkpoint=store)
+        reached = Reached(client)
+        stream = client._options.stream
+        with faces.run(client.on_summary(got.plain)):
+            votes.give()
+            store.wait_until(lambda: store.saved == ["1"])
+            anyio.run(store.save_fenced, stream, "7", 9)  # another leads, and this process does not know yet
+            server.publish(summary(2))
+            store.wait_until(lambda: store.refused > 0)
+            votes.take()
+            votes.wait_until_given_up(1)
+            reached.wait_for("standby")
+            refused, pause = store.refused, threading.Event()
+            pause.wait(0.5)
+            assert store.refused == refused, "who stands by saves nothing"
+            for number in range(3, 9):
+                server.publish(summary(number))
+            votes.skip_to(9)
+            store.gate.clear()
+            votes.give()
+            store.wait_until(lambda: store.loads == 2)
+            pause.wait(0.5)
+            assert store.saved == ["1", "7"], "nothing is saved before it is known where to go on"
+            store.gate.set()
+            store.wait_until(lambda: store.saved[-1] == "8")
+    assert got.texts == ["event 1", "event 2", "event 8"]
+    assert store.saved == ["1", "7", "8"]
+
+
+def test_a_store_without_tokens_is_not_written_while_another_may_lead(faces: Faces) -> None:
+    """Its last save failed; it stands by, another goes on, and what it had finished is not written over that."""
+    votes, got = Votes(), Collector()
+    failed = threading.Event()
+
+    class Failing(MemoryCheckpoint):
+        is_away = True
+
+        async def save(self, stream: str, event_id: str) -> None:
+            if self.is_away:
+                failed.set()
+                raise OSError("away")
+            await super().save(stream, event_id)
+
+    store = Failing()
+    with ConnectorServer([summary(1)]) as server:
+        client = faces.client(server.url, leader=votes, checkpoint=store)
+        reached = Reached(client)
+        with faces.run(client.on_summary(got.plain)):
+            votes.give()
+            got.wait(1)
+            assert failed.wait(PATIENCE)
+            votes.take()
+            votes.wait_until_given_up(1)
+            reached.wait_for("standby")
+            store.is_away = False
+            anyio.run(store.save, client._options.stream, "7")
+            threading.Event().wait(0.5)
+            assert anyio.run(store.load, client._options.stream) == "7"
+    assert anyio.run(store.load, client._options.stream) == "7", "nor at the end"
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_client_saves_before_it_gives_the_leadership_up() -> None:
+    votes, store, done = Votes(), MemoryCheckpoint(), anyio.Event()
+    votes.give()
+
+    async def handle(payload: Payload) -> None:
+        if payload.event_id == "3":
+            done.set()
+
+    with ConnectorServer([summary(number) for number in range(1, 4)]) as server:
+        client = AsyncConnectorClient(server.url, leader=votes, checkpoint=store).on_summary(handle)
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(client.run)
+                await done.wait()
+                while client.stats().finished_event_id != "3":
+                    await anyio.lowlevel.checkpoint()
+                tasks.cancel_scope.cancel()
+    assert votes.released == 1
+    assert await store.load(client._options.stream) == "3"
+
+
 @one_kind
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -243,6 +373,8 @@ async def test_a_deposed_client_cannot_set_the_checkpoint_back(own_redis_server:
                 await store.save_fenced(client._options.stream, "7", 9)
                 server.publish(summary(2))
                 await refused.wait()
+            await anyio.sleep(0.5)
+            assert len(errors) == 1, "what a later leader had refused is not tried again and again"
             assert await store.load(client._options.stream) == "7"
     assert isinstance(errors[0], CheckpointError)
     assert client.stats().checkpoint_errors >= 1

@@ -14,6 +14,7 @@ from connector_sdk import AsyncConnectorClient, CheckpointError, CheckpointStore
 from connector_sdk.client.checkpoint import Disconnecting, FencedCheckpoint
 from connector_sdk.testing import ConnectorServer, RedisServer
 from tests.client.harness import PATIENCE, summary
+from tests.client.test_leader_client import Votes
 from tests.servers.cluster import Cluster
 from tests.servers.fixtures import Server, one_kind
 
@@ -190,6 +191,28 @@ async def test_a_stopped_redis_holds_up_a_save_for_the_response_timeout(own_redi
     assert time.monotonic() - began < 5.0
     own_redis_server.resume()
     await store.disconnect()
+
+
+@one_kind
+@pytest.mark.anyio
+async def test_a_save_that_failed_in_a_term_is_repeated_without_another_event(own_redis_server: RedisServer) -> None:
+    votes, failed = Votes(), anyio.Event()
+    votes.give()
+    with ConnectorServer([summary(1)]) as server:
+        store = RedisCheckpoint(own_redis_server.url)
+        client = AsyncConnectorClient(server.url, leader=votes, checkpoint=store)
+        client.on_summary(lambda payload: None).on_error(lambda error, payload: failed.set())
+        async with client:
+            client.run_in_background()
+            with anyio.fail_after(PATIENCE):
+                while client.stats().checkpoint_event_id != "1":
+                    await anyio.sleep(0.01)
+                own_redis_server.kill()
+                server.publish(summary(2))
+                await failed.wait()
+                own_redis_server.restart()
+                while client.stats().checkpoint_event_id != "2":
+                    await anyio.sleep(0.01)
 
 
 def test_trio_is_told() -> None:

@@ -41,6 +41,31 @@ def test_what_was_done_before_it_failed_proves_nothing() -> None:
     assert known.verdict(suspect, 110.0) is Verdict.GIVE_UP, "patience has an end"
 
 
+@pytest.mark.parametrize(("others", "verdict"), [(3, Verdict.GIVE_UP), (4, Verdict.WAIT)])
+def test_with_many_suspects_an_old_success_proves_nothing(others: int, verdict: Verdict) -> None:
+    known = suspects()
+    suspect = known.accuse(event(0), 0.0, [])
+    for number in range(others):
+        known.accuse(event(number + 1), 0.0, [])
+    failed(suspect, 1.0)
+    known.succeeded(1.5)
+    failed(suspect, 2.0, 3.0)
+    assert known.verdict(suspect, 3.0) is verdict
+    known.succeeded(3.5)
+    failed(suspect, 4.0)
+    assert known.verdict(suspect, 4.0) is Verdict.GIVE_UP, "the handler returned between its last two failures"
+
+
+def test_many_suspects_are_given_up_when_patience_ends() -> None:
+    known = suspects()
+    every = [known.accuse(event(number), 0.0, []) for number in range(10)]
+    for suspect in every:
+        failed(suspect, 1.0, 2.0, 3.0)
+    known.succeeded(0.5)
+    assert {known.verdict(suspect, 99.0) for suspect in every} == {Verdict.WAIT}
+    assert {known.verdict(suspect, 100.0) for suspect in every} == {Verdict.GIVE_UP}
+
+
 def test_nothing_is_given_up_in_an_outage() -> None:
     known = suspects()
     suspect = known.accuse(event(1), 0.0, [])

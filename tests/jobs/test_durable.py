@@ -15,7 +15,9 @@ import anyio
 import pytest
 
 from connector_sdk.buffers.blocking import BlockingBuffer
+from connector_sdk.buffers.bridge import OutageBridge
 from connector_sdk.buffers.durable import DurableBuffer
+from connector_sdk.buffers.memory import EventBuffer
 from connector_sdk.jobs.job import DrainJob
 from connector_sdk.payloads import Payload
 from tests.buffers.memory_store import MemoryStore, refused, unanswered
@@ -70,6 +72,38 @@ async def test_the_job_goes_on_when_the_store_is_back() -> None:
                 while not (len(index.done) == 10 and work.ready):
                     await anyio.sleep(0.01)
         assert work.report.drained
+
+
+@pytest.mark.parametrize("operations", [(), ("census",)])
+@pytest.mark.parametrize("bridged", [False, True])
+async def test_a_store_that_is_away_is_not_taken_for_an_empty_one(bridged: bool, operations: tuple[str, ...]) -> None:
+    store = MemoryStore()
+    async with durable(store, 0) as remote:
+        buffer = OutageBridge(remote, EventBuffer()) if bridged else remote
+        work = job(buffer, Index())
+        assert (await work.run_once()).drained
+        store.break_down(refused, *operations)
+        report = await work.run_once()
+        assert (report.drained, report.left) == (False, None)
+        store.recover()
+        await until_drained(work)
+        if isinstance(buffer, OutageBridge):
+            await buffer.aclose()
+
+
+async def test_a_trigger_does_not_spin_while_another_has_a_lease() -> None:
+    store, index = MemoryStore(), Index()
+    async with durable(store, 10) as buffer, durable(store.another_process(), 0) as other, other.lease(5) as lease:
+        work = job(buffer, index, interval=10.0, trigger_size=3)
+        async with work:
+            await anyio.sleep(1.5)
+            assert work.stats().runs <= 3, "once at the start, and once for each pause of a second"
+            assert not index.calls
+            await lease.ack()
+            with anyio.fail_after(PATIENCE):
+                while len(index.done) < 5:
+                    await anyio.sleep(0.01)
+    assert index.done == list(range(5, 10))
 
 
 async def test_what_could_not_be_acknowledged_comes_again() -> None:
@@ -179,6 +213,50 @@ def test_a_blocking_buffer_lends_its_event_loop_to_the_job() -> None:
             assert work.stop().drained
         assert buffer.dead_letters.count() == 1
         assert buffer.size() == 0
+
+
+_PREFORK = """
+import asyncio, os, signal, sys
+from connector_sdk.buffers.sqlite import SQLiteEventBuffer
+from connector_sdk.jobs.job import DrainJob
+from connector_sdk.payloads import SummaryPayload
+
+began, go_on = os.pipe(), os.pipe()
+
+def index(payloads):
+    os.write(began[1], b"x")
+    os.read(go_on[0], 1)
+
+async def fill():
+    async with SQLiteEventBuffer(sys.argv[1]) as buffer:
+        for number in range(10):
+            await buffer.add(SummaryPayload("shop", "session", "", 0, 0.0, str(number)))
+
+asyncio.run(fill())
+job = DrainJob(SQLiteEventBuffer(sys.argv[1]), index, batch_size=5)
+
+def fork():
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        asyncio.run(job.run_once())
+        os._exit(job.stats().received)
+    return child
+
+first = fork()
+os.read(began[0], 1)
+second = fork()
+print(os.waitstatus_to_exitcode(os.waitpid(second, 0)[1]), flush=True)
+os.write(go_on[1], b"xxx")
+print(os.waitstatus_to_exitcode(os.waitpid(first, 0)[1]), flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_jobs_of_forked_children_take_turns(tmp_path: Path) -> None:
+    program = [sys.executable, "-c", _PREFORK, str(tmp_path / "events.db")]
+    done = subprocess.run(program, timeout=PATIENCE, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["0", "10"], done.stderr
 
 
 # -- Redis

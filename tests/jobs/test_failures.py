@@ -148,6 +148,47 @@ async def test_an_outage_that_ends_during_a_run_is_survived_by_it() -> None:
     assert buffer.dead_letters.count() == 0
 
 
+async def test_an_index_that_goes_away_in_two_steps_makes_no_dead_letters() -> None:
+    buffer, index = filled(range(40)), Index(bad=range(1, 40, 2))
+
+    def gone_soon(error: BaseException, events: list[Payload]) -> None:
+        index.is_away = len(index.done) >= 20
+
+    done = job(buffer, index, max_attempts=5, on_error=gone_soon)
+    for _ in range(3):
+        report = await done.run_once()
+        assert (report.drained, report.left) == (False, 20)
+    assert done.stats().retries >= 20 * 4, "they had their attempts"
+    assert buffer.dead_letters.count() == 0
+    index.bad.clear()
+    index.is_away = False
+    with anyio.fail_after(PATIENCE):
+        while not (await done.run_once()).drained:
+            index.is_away = False
+    assert sorted(index.done) == list(range(40))
+
+
+@pytest.mark.parametrize("max_attempts", [2, None])
+async def test_an_event_that_cannot_be_settled_ends_no_run(max_attempts: int | None) -> None:
+    done: list[int] = []
+
+    async def slow(payloads: list[Payload]) -> None:
+        await anyio.sleep(0.005)
+        if 3 in map(number_of, payloads):
+            raise ValueError("poison")
+        done.extend(map(number_of, payloads))
+
+    def no_place(payload: Payload, evidence: Evidence) -> None:
+        raise OSError("the place for dead letters is away")
+
+    work = job(filled(range(500)), slow, batch_size=10, max_attempts=max_attempts, dead_letters=no_place)
+    with anyio.fail_after(PATIENCE):
+        report = await work.run_once()
+    assert sorted(done) == [number for number in range(500) if number != 3]
+    assert (report.drained, report.left) == (False, 1)
+    assert work.stats().given_back >= 2, "it went back during the run, and came again"
+
+
 async def test_an_event_that_is_alone_is_given_up_after_patience_only() -> None:
     buffer, index = filled([1]), Index(bad=[1])
     done = job(buffer, index, max_attempts=2, patience=3600.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import random
 import signal
 import subprocess
@@ -15,12 +16,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 import redis
 
 from connector_sdk import ClientStateError, ConfigurationError, Leader, Leadership, Term
 from connector_sdk.leadership import run_while_leading
 from connector_sdk.testing import RedisServer
+from tests.buffers.test_fork import in_child
 from tests.servers.fixtures import Server, StartRedis, one_kind
 from tests.servers.proxy import Proxy
 
@@ -364,6 +367,58 @@ async def test_a_user_who_may_not_is_told(redis_server: Server, redis_prefix: st
     with pytest.raises(ConfigurationError, match="WRONGTYPE"), anyio.fail_after(PATIENCE):
         async with leader_of(redis_server, redis_prefix).term():
             pass
+
+
+@one_kind
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_the_child_of_a_fork_stands_for_itself(redis_server: Server, redis_prefix: str) -> None:
+    """The parent leads on; when it gives up, the child is elected with the same object."""
+    leader = leader_of(redis_server, redis_prefix)
+    leads, give_up = threading.Event(), threading.Event()
+    tokens: list[int] = []
+
+    async def lead() -> None:
+        async with leader.term() as term:
+            tokens.append(term.token)
+            leads.set()
+            await anyio.to_thread.run_sync(give_up.wait, PATIENCE)
+            assert term.is_current, "the fork has not disturbed it"
+
+    async def stand() -> None:
+        with pytest.raises(TimeoutError), anyio.fail_after(2 * TTL):
+            async with leader.term():
+                pass
+        os.write(told, b"x")  # the parent still leads, and may give up now
+        with anyio.fail_after(PATIENCE):
+            async with leader.term() as term:
+                assert term.token > tokens[0]
+                assert leader.is_leader
+
+    def check() -> None:
+        reading = leader.stats()
+        assert (reading.is_leader, reading.token, reading.holder, reading.terms) == (False, None, "", 0)
+        anyio.run(stand)
+
+    def listen() -> None:
+        os.read(heard, 1)
+        give_up.set()
+
+    heard, told = os.pipe()
+    parent = threading.Thread(target=anyio.run, args=(lead,))
+    listener = threading.Thread(target=listen)
+    parent.start()
+    try:
+        assert leads.wait(PATIENCE)
+        listener.start()
+        in_child(check)
+        assert give_up.is_set()
+        assert leader.stats().terms == 1
+    finally:
+        os.write(told, b"x")
+        parent.join()
+        listener.join()
+        os.close(heard)
+        os.close(told)
 
 
 def test_trio_is_told() -> None:

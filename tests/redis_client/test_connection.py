@@ -186,6 +186,27 @@ async def test_while_replies_come_a_late_one_fails_alone() -> None:
         await connection.aclose("done")
 
 
+@pytest.mark.parametrize("head", [b"$3000\r\n", b"*300\r\n"])
+async def test_a_large_reply_on_a_slow_line_takes_as_long_as_it_takes(head: bytes) -> None:
+    piece = b"." * 50 if head.startswith(b"$") else b":12\r\n" * 5
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert await reader.readuntil(b"test\r\n")
+        writer.write(OK)
+        assert await reader.readuntil(b"LARGE\r\n")
+        writer.write(head)
+        for _ in range(60):
+            writer.write(piece)
+            await asyncio.sleep(0.02)
+        writer.write(b"\r\n" if head.startswith(b"$") else b"")
+        await reader.read()
+
+    async with FakeServer(talk=serve) as server:
+        connection = await connect(server.port)
+        assert await connection.call(pack(("LARGE",)), 0.4) == (b"." * 3000 if head.startswith(b"$") else [12] * 300)
+        await connection.aclose("done")
+
+
 async def test_a_server_that_falls_silent_after_a_late_request_is_left() -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         assert await reader.readuntil(b"test\r\n")
