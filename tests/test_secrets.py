@@ -53,6 +53,7 @@ from connector_sdk.testing import (
     Step,
 )
 from tests.client.harness import PATIENCE, Client, Faces
+from tests.lines import next_line
 
 ROOT = Path(__file__).parents[1]
 MARK = "SECRET-"
@@ -558,7 +559,7 @@ def _run(command: list[str], environment: Mapping[str, str], *, until: str = "")
             assert process.stdout is not None
             seen = ""
             while until not in seen:
-                line = process.stdout.readline()
+                line = next_line(process)
                 assert line, seen
                 seen += line
             process.send_signal(signal.SIGINT)

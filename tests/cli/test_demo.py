@@ -133,7 +133,7 @@ def test_an_account_that_does_not_balance_is_code_1() -> None:
     process = run(command=[sys.executable, "-c", SABOTAGE])
     assert process.process.returncode == 1
     assert "THE ACCOUNT DOES NOT BALANCE" in process.out
-    assert "from buffer to index: 100 is not" in process.out
+    assert "from the file to index: 100 is not" in process.out
     assert "BALANCED:" not in process.out
     assert process.err == "connector-sdk: the account does not balance\n"
 

@@ -18,6 +18,7 @@ from connector_sdk.errors import ClientStateError, HandlerError
 from connector_sdk.payloads import Payload, UnknownPayload
 from connector_sdk.testing import ConnectorServer, Cut
 from tests.client.harness import PATIENCE, Collector, Faces, actions, dropped, summary
+from tests.lines import next_line
 
 TEN = [summary(n) for n in range(10)]
 TEXTS = [payload.summary for payload in TEN]
@@ -568,7 +569,7 @@ class TestIteration:
             command = [sys.executable, "-c", code, server.url]
             with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
                 assert process.stdout is not None
-                assert process.stdout.readline() == "1\n"
+                assert next_line(process) == "1\n"
                 process.send_signal(signal.SIGINT)
                 out, err = process.communicate(timeout=PATIENCE)
             assert (out, process.returncode) == ("interrupted\n", 0)

@@ -46,7 +46,9 @@ def test_fifty_kills_lose_nothing(tmp_path: Path) -> None:
                 worker.kill()
                 worker.wait()
         stopping.set()
+        before = server.connections
         worker = subprocess.Popen(command)
+        server.wait_for_connections(before + 1, PATIENCE)  # by then it can be terminated
         _until_the_sink_has(sink, server, worker)
         worker.terminate()
         assert worker.wait(PATIENCE) == 0, "SIGTERM stops it cleanly"

@@ -29,6 +29,7 @@ from connector_sdk import (
 from connector_sdk.payloads import Payload
 from connector_sdk.testing import ConnectorServer, Cut, RedisServer, Status
 from connector_sdk.testing.contracts import BufferBackendContract
+from tests.lines import next_line
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PATIENCE = 30.0
@@ -64,11 +65,6 @@ def run(name: str, *arguments: str, env: Mapping[str, str] | None = None, code: 
         out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == code, (out, err)
     return out, err
-
-
-def next_line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline()
 
 
 def load(name: str) -> ModuleType:

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tests.jobs.samples import PATIENCE
+from tests.lines import next_line
 
 _ASYNC = """
 import anyio, sys
@@ -54,8 +55,7 @@ def run(source: str, number: signal.Signals, *arguments: str) -> list[str]:
         [sys.executable, "-c", source, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
-            assert process.stdout is not None
-            first = process.stdout.readline()
+            first = next_line(process)
             process.send_signal(number)
             rest, err = process.communicate(timeout=PATIENCE)
         finally:
