@@ -143,6 +143,7 @@ class _Process:
 
     def __init__(self) -> None:
         self._is_hooked = False
+        self._pid = os.getpid()
         self._finishing: _Finishing | None = None
 
     def hook_in(self) -> None:
@@ -163,6 +164,7 @@ class _Process:
         """Start anew: whatever ends the parent has to finish ends there."""
         _entries.clear()
         self._finishing = None
+        self._pid = os.getpid()
 
     def _before_threads_are_joined(self) -> None:
         if not _entries and not _program_threads():
@@ -188,7 +190,8 @@ class _Process:
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
         try:
             # In another thread, for this one may hold what is needed, and waits no longer than the budget.
-            if _entries or self._finishing is not None:
+            # A child that has only just begun to live may still have what its parent is to finish.
+            if self._pid == os.getpid() and (_entries or self._finishing is not None):
                 self._finish()
         finally:
             signal.signal(number, signal.SIG_DFL)

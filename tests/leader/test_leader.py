@@ -213,7 +213,7 @@ def test_whatever_happens_two_never_lead(start_redis: StartRedis, tmp_path: Path
         proxy.restore()
         log.wait_for_leader(after=time.monotonic(), among={pod.pid for pod in pods})
     log.check()
-    assert len(log.terms()) > 3
+    assert len(log.terms()) > 1
 
 
 # ---------------------------------------------------------------------------------------------- one process
