@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 import time
 import uuid
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import anyio
 import anyio.lowlevel
@@ -354,6 +355,5 @@ def merge(parts: Sequence[Sequence[Taken]], *, in_order: bool = False) -> list[T
     return whole
 
 
-def order_of(taken: Taken) -> tuple[float, int, int]:
-    """Return what the order of the buffer is by."""
-    return taken.time, taken.arrival, taken.shard
+#: Returns what the order of the buffer is by.
+order_of: Callable[[Taken], tuple[float, int, int]] = operator.attrgetter("time", "arrival", "shard")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -12,9 +13,12 @@ from anyio.to_thread import run_sync
 from connector_sdk.buffers.blocking import BlockingBuffer, BlockingLease, LoopKind
 from connector_sdk.buffers.dead_letters import BlockingDeadLetters, DeadLetter, Evidence, Replayed, Where
 from connector_sdk.buffers.memory import EventBuffer
-from connector_sdk.buffers.protocol import DeadLettering, Leasing, Paged, Peeking, Typed
+from connector_sdk.buffers.protocol import BufferBackend, DeadLettering, Leasing, Paged, Peeking, Typed
+from connector_sdk.buffers.redis import RedisEventBuffer
+from connector_sdk.buffers.sqlite import SQLiteEventBuffer
 from connector_sdk.payloads import Payload
 from connector_sdk.testing.contracts import BufferBackendContract
+from tests.servers.fixtures import Server
 
 
 class Threaded:
@@ -121,23 +125,52 @@ class ThreadedLetters:
         return await run_sync(self.letters.list, limit)
 
 
-class _OfMemory(BufferBackendContract):
-    event_loop: LoopKind
+class _Faces(BufferBackendContract):
+    event_loop: LoopKind = "asyncio"
+
+    def make_buffer(self) -> BufferBackend:
+        return EventBuffer().as_backend()
 
     def make_backend(self) -> Threaded:
-        self.buffer = BlockingBuffer(EventBuffer().as_backend(), event_loop=self.event_loop)
+        self.buffer = BlockingBuffer(self.make_buffer(), event_loop=self.event_loop)
         return Threaded(self.buffer)
 
     async def close_backend(self, backend: object) -> None:
         await run_sync(self.buffer.close)
 
 
-class TestOnAsyncio(_OfMemory):
-    event_loop: LoopKind = "asyncio"
+class TestOnAsyncio(_Faces):
+    pass
 
 
-class TestOnTrio(_OfMemory):
+class TestOnTrio(_Faces):
     event_loop: LoopKind = "trio"
+
+
+class TestOverAFile(_Faces):
+    @pytest.fixture(autouse=True)
+    def _folder(self, tmp_path: Path) -> None:
+        self.folder = tmp_path
+
+    def make_buffer(self) -> BufferBackend:
+        # The suite may be slow: that is no reason to drop an event.
+        return SQLiteEventBuffer(self.folder / "events.db", acquire_timeout=10.0, response_timeout=10.0)
+
+
+class TestOverAFileOnTrio(TestOverAFile):
+    event_loop: LoopKind = "trio"
+
+
+class TestOverRedis(_Faces):
+    @pytest.fixture(autouse=True)
+    def _server(self, redis_server: Server, redis_prefix: str) -> None:
+        self.url, self.prefix = redis_server.url, redis_prefix
+
+    def make_buffer(self) -> BufferBackend:
+        # The same, and the events of the suite are years old.
+        return RedisEventBuffer(
+            self.url, self.prefix, window_seconds=3600.0, acquire_timeout=10.0, response_timeout=10.0, connect_timeout=10.0
+        )
 
 
 def test_the_test_would_skip_nothing() -> None:
