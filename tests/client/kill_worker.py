@@ -20,6 +20,7 @@ def main(url: str, checkpoint: str, sink: str) -> None:
         url, checkpoint=FileCheckpoint(checkpoint, fsync=False), initial_backoff=0.01, max_backoff=0.05
     )
     signal.signal(signal.SIGTERM, lambda number, frame: client.stop() and None)
+    client.on_connect(lambda: print("can be terminated", flush=True))
     client.on_event("*", write, on_failure="stop").run()
 
 

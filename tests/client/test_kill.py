@@ -15,6 +15,7 @@ import pytest
 from connector_sdk.payloads import SummaryPayload
 from connector_sdk.testing import ConnectorServer
 from tests.client.harness import PATIENCE, summary
+from tests.lines import next_line
 
 KILLS = 50
 RATE = 400.0  # events a second
@@ -38,7 +39,7 @@ def test_fifty_kills_lose_nothing(tmp_path: Path) -> None:
     with ConnectorServer(events(), rate=RATE) as server:
         command = [sys.executable, "-m", "tests.client.kill_worker", server.url, str(tmp_path / "id"), str(sink)]
         for _ in range(KILLS):
-            worker = subprocess.Popen(command)
+            worker = subprocess.Popen(command, stdout=subprocess.DEVNULL)
             try:
                 worker.wait(chance.uniform(0.1, 1.0))
                 raise AssertionError(f"the worker ended by itself with {worker.returncode}")
@@ -46,12 +47,15 @@ def test_fifty_kills_lose_nothing(tmp_path: Path) -> None:
                 worker.kill()
                 worker.wait()
         stopping.set()
-        before = server.connections
-        worker = subprocess.Popen(command)
-        server.wait_for_connections(before + 1, PATIENCE)  # by then it can be terminated
-        _until_the_sink_has(sink, server, worker)
-        worker.terminate()
-        assert worker.wait(PATIENCE) == 0, "SIGTERM stops it cleanly"
+        last = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            assert next_line(last) == "can be terminated\n"
+            _until_the_sink_has(sink, server, last)
+            last.terminate()
+            assert last.wait(PATIENCE) == 0, "SIGTERM stops it cleanly"
+        finally:
+            last.kill()
+            last.communicate()
         expected = {event.id for event in server.log}
     lines = [line.split() for line in sink.read_text().splitlines()]
     ids = [int(event_id) for _, event_id in lines]
@@ -68,7 +72,7 @@ def test_fifty_kills_lose_nothing(tmp_path: Path) -> None:
         seen[session] = max(seen[session], at + 1)
 
 
-def _until_the_sink_has(sink: Path, server: ConnectorServer, worker: subprocess.Popen[bytes]) -> None:
+def _until_the_sink_has(sink: Path, server: ConnectorServer, worker: subprocess.Popen[str]) -> None:
     """Wait until the last event of the server is in the sink; the sink is a file, so there is nothing to wait on but it."""
     pause = threading.Event()
     for _ in range(int(PATIENCE / 0.05)):
