@@ -169,7 +169,12 @@ class TestOverRedis(_Faces):
     def make_buffer(self) -> BufferBackend:
         # The same, and the events of the suite are years old.
         return RedisEventBuffer(
-            self.url, self.prefix, window_seconds=3600.0, acquire_timeout=10.0, response_timeout=10.0, connect_timeout=10.0
+            self.url,
+            self.prefix,
+            window_seconds=3600.0,
+            acquire_timeout=10.0,
+            response_timeout=10.0,
+            connect_timeout=10.0,
         )
 
 
