@@ -9,9 +9,9 @@ from typing import TypeAlias
 
 import anyio
 
+from connector_sdk.background import OwnedTask, OwnedTasks, current_event_loop
 from connector_sdk.buffers import protocol
 from connector_sdk.buffers.account import Account
-from connector_sdk.buffers.background import OwnedTask, OwnedTasks, current_event_loop
 from connector_sdk.buffers.bridge_sides import DirectLine, LocalSide, Put
 from connector_sdk.buffers.bridge_stats import Books, BridgeState
 from connector_sdk.buffers.codec import decode_body

@@ -10,8 +10,8 @@ import anyio
 import anyio.lowlevel
 import msgspec
 
+from connector_sdk.background import OwnedTask, OwnedTasks
 from connector_sdk.buffers.account import Account
-from connector_sdk.buffers.background import OwnedTask, OwnedTasks
 from connector_sdk.buffers.batches import Batch, BatchQueue, Group
 from connector_sdk.buffers.gate import MISUSE, Gate
 from connector_sdk.buffers.store import Appended, Record
@@ -45,6 +45,7 @@ class CommitOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_batch: int
     max_batch_bytes: int
     max_queued: int
+    batches_ahead: int  #: what is under way is divided into about so many batches
 
 
 class _Outcome:
@@ -115,9 +116,9 @@ class Committer:
             if reason is not None:
                 self._account.drop_new(reason, [payload])
                 return
-        # A third of what is under way, so that this process, the network and the store all have something to do.
+        # A part of what is under way, so that this process, the network and the store all have something to do.
         under_way = self._account.buffered + self._account.in_flight
-        self._queue.limit = min(max(under_way // 3, _FEWEST), self._options.max_batch)
+        self._queue.limit = min(max(under_way // self._options.batches_ahead, _FEWEST), self._options.max_batch)
         group, opened = self._queue.put(payload, record, time.monotonic())
         self._account.received += 1
         self._account.buffered += 1

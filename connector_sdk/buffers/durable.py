@@ -11,6 +11,7 @@ import anyio
 import anyio.lowlevel
 from msgspec import UNSET
 
+from connector_sdk.background import current_event_loop
 from connector_sdk.buffers.account import Account
 from connector_sdk.buffers.arguments import (
     LARGEST_REQUEST,
@@ -21,7 +22,6 @@ from connector_sdk.buffers.arguments import (
     check_types,
     names_of,
 )
-from connector_sdk.buffers.background import current_event_loop
 from connector_sdk.buffers.codec import Codec
 from connector_sdk.buffers.committer import CommitOptions
 from connector_sdk.buffers.drops import DropHook
@@ -90,6 +90,8 @@ class DurableBuffer:
             what looks at everything (`peek`, `sessions`, `quarantined`, `clear`) has ten times as long, 10 s at least.
         drain_hold: seconds that the events of a drain stay out of sight if the drainer dies half-way.
         page_size: events taken from the store in one step at most.
+        batches_ahead: into how many batches the events that are under way are divided, 1 or more: as many as the store, the
+            way there and this process can work on at once; 1 for a store that does one step after the other.
         observer: an `Observer`, told `events_dropped`, `store_state` and `store_operation`.
 
     Raises:
@@ -111,6 +113,7 @@ class DurableBuffer:
         response_timeout: float = 1.0,
         drain_hold: float = 15.0,
         page_size: int = 1000,
+        batches_ahead: int = 3,
         observer: object | None = None,
     ) -> None:
         if on_drop is not None and (not callable(on_drop) or is_async_callable(on_drop)):
@@ -124,6 +127,7 @@ class DurableBuffer:
             max_batch=check_integer("max_batch", max_batch, minimum=1),
             max_batch_bytes=check_integer("max_batch_bytes", max_batch_bytes, minimum=1),
             max_queued=check_integer("max_queued", max_queued, minimum=1),
+            batches_ahead=check_integer("batches_ahead", batches_ahead, minimum=1),
         )
         self._terms = Terms(
             check_span("drain_hold", drain_hold, above=0),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import anyio
 
-from connector_sdk.buffers.background import OwnedTask
+from connector_sdk.background import OwnedTask
 from connector_sdk.buffers.durable_lease_part import LeasePart
 from connector_sdk.buffers.engine import Engine
 from connector_sdk.errors import BufferUnavailableError

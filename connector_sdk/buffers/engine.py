@@ -7,8 +7,8 @@ from typing import TypeVar
 
 import anyio
 
+from connector_sdk.background import EventLoop, OwnedTask, OwnedTasks
 from connector_sdk.buffers.account import Account
-from connector_sdk.buffers.background import EventLoop, OwnedTask, OwnedTasks
 from connector_sdk.buffers.committer import CommitOptions, Committer
 from connector_sdk.buffers.gate import MISUSE, Gate
 from connector_sdk.buffers.store import Census, EventStore

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 import anyio
 
+from connector_sdk.background import OwnedTask, OwnedTasks
 from connector_sdk.buffers.account import Account
-from connector_sdk.buffers.background import OwnedTask, OwnedTasks
 from connector_sdk.buffers.breaker import Breaker
 from connector_sdk.buffers.store import Census, EventStore
 from connector_sdk.errors import BufferUnavailableError, ClientStateError, ConfigurationError

@@ -107,6 +107,7 @@ class SQLiteEventBuffer(DurableBuffer):
             on_drop=on_drop,
             codec=codec,
             response_timeout=response_timeout,
+            batches_ahead=1,
             observer=observer,
         )
 

@@ -206,6 +206,7 @@ async def test_options_that_cannot_work_are_refused() -> None:
         {"response_timeout": -1},
         {"drain_hold": 0},
         {"page_size": 0},
+        {"batches_ahead": 0},
     ):
         with pytest.raises(ConfigurationError) as caught:
             DurableBuffer(store, **options)  # that is the point
