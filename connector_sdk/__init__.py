@@ -2,7 +2,8 @@
 Receive, buffer and hand on the event stream of a connector, losing nothing that the server can replay.
 
 The names here are the public ones; `connector_sdk.testing` has what tests need, `connector_sdk.buffers.store` what a storage
-engine of your own does. Buffers outside of this process resolve on first use, so that who has none does not wait for them.
+engine of your own does. Jobs, the event bus and buffers outside of this process resolve on first use, so that who has none
+does not wait for them.
 """
 
 import importlib
@@ -22,11 +23,14 @@ from connector_sdk.errors import (
     BufferClosedError,
     BufferFullError,
     BufferUnavailableError,
+    BusClosedError,
+    BusUnavailableError,
     CheckpointError,
     ClientStateError,
     ConfigurationError,
     ConnectorError,
     EventBufferError,
+    EventBusError,
     FatalStreamError,
     HandlerError,
     LeaseError,
@@ -35,6 +39,7 @@ from connector_sdk.errors import (
     RetriesExhaustedError,
     StreamError,
     TransientStreamError,
+    UnknownEventError,
 )
 from connector_sdk.leadership import Leadership, Term
 from connector_sdk.ledger import DropReason, Ledger
@@ -55,14 +60,30 @@ if TYPE_CHECKING:
     from connector_sdk.buffers.bridge_stats import BridgeState, BridgeStats
     from connector_sdk.buffers.durable import DurableBuffer
     from connector_sdk.buffers.durable_stats import DurableStats
+    from connector_sdk.buffers.postgres import PostgresEventBuffer
     from connector_sdk.buffers.redis import RedisEventBuffer
     from connector_sdk.buffers.sqlite import SQLiteEventBuffer
-    from connector_sdk.jobs.attempts import RetryLater
+    from connector_sdk.bus.bus import EventBus
+    from connector_sdk.bus.events import Event, EventType
+    from connector_sdk.bus.handlers import Message, Subscriber
+    from connector_sdk.bus.log import EventLog
+    from connector_sdk.bus.memory import MemoryLog
+    from connector_sdk.bus.postgres import PostgresLog
+    from connector_sdk.bus.redis import RedisLog
+    from connector_sdk.bus.registry import EventRegistry
+    from connector_sdk.bus.stats import BusHealth, BusStats, CloseReport, RecoveryReport, SubscriptionStats
+    from connector_sdk.bus.subscription import Subscription
+    from connector_sdk.decisions import Reject, RetryAfter, RetryLater
     from connector_sdk.jobs.blocking import BlockingDrainJob
     from connector_sdk.jobs.job import DrainJob
     from connector_sdk.jobs.stats import JobHealth, JobReport, JobStats
     from connector_sdk.leader import Leader, LeaderStats
+    from connector_sdk.plugins import create_event_bus, open_buffer
     from connector_sdk.redis_checkpoint import RedisCheckpoint
+    from connector_sdk.streams.consumer import Consumer
+    from connector_sdk.streams.entry import Entry
+    from connector_sdk.streams.group_consumer import GroupConsumer
+    from connector_sdk.streams.stats import ConsumerStats, StreamLag
 
 __all__ = [
     "ActionsPayload",
@@ -75,23 +96,38 @@ __all__ = [
     "BufferClosedError",
     "BufferFullError",
     "BufferUnavailableError",
+    "BusClosedError",
+    "BusHealth",
+    "BusStats",
+    "BusUnavailableError",
     "CheckpointError",
     "CheckpointStore",
     "ClientStateError",
     "ClientStats",
+    "CloseReport",
     "ConfigurationError",
     "ConnectionState",
     "ConnectorClient",
     "ConnectorError",
+    "Consumer",
+    "ConsumerStats",
     "DrainJob",
     "DropReason",
     "DurableBuffer",
     "DurableStats",
+    "Entry",
+    "Event",
     "EventBuffer",
     "EventBufferError",
+    "EventBus",
+    "EventBusError",
+    "EventLog",
+    "EventRegistry",
+    "EventType",
     "FatalStreamError",
     "FileCheckpoint",
     "Gap",
+    "GroupConsumer",
     "HandlerError",
     "JobHealth",
     "JobReport",
@@ -103,48 +139,89 @@ __all__ = [
     "LeaseExpiredError",
     "Ledger",
     "MemoryCheckpoint",
+    "MemoryLog",
+    "Message",
     "Observer",
     "OutageBridge",
     "Payload",
     "PayloadError",
+    "PostgresEventBuffer",
+    "PostgresLog",
+    "RecoveryReport",
     "RedisCheckpoint",
     "RedisEventBuffer",
+    "RedisLog",
+    "Reject",
     "RetriesExhaustedError",
     "Retry",
+    "RetryAfter",
     "RetryLater",
     "SQLiteEventBuffer",
     "SlimAction",
     "StopReport",
     "StreamError",
+    "StreamLag",
+    "Subscriber",
+    "Subscription",
+    "SubscriptionStats",
     "SummaryPayload",
     "Term",
     "TransientStreamError",
+    "UnknownEventError",
     "UnknownPayload",
     "__version__",
+    "create_event_bus",
     "decode_payload",
     "encode_payload",
+    "open_buffer",
     "quick",
 ]
 
-#: Names that resolve on first use, and the module that has each: of the folder `buffers`, or with a dot in front of none.
+#: Names that resolve on first use, and the module that has each.
 _HOMES: Final = {
-    "BlockingBuffer": "blocking",
-    "BlockingDrainJob": ".jobs.blocking",
-    "BridgeState": "bridge_stats",
-    "BridgeStats": "bridge_stats",
-    "DrainJob": ".jobs.job",
-    "DurableBuffer": "durable",
-    "DurableStats": "durable_stats",
-    "JobHealth": ".jobs.stats",
-    "JobReport": ".jobs.stats",
-    "JobStats": ".jobs.stats",
-    "Leader": ".leader",
-    "LeaderStats": ".leader",
-    "OutageBridge": "bridge",
-    "RedisCheckpoint": ".redis_checkpoint",
-    "RedisEventBuffer": "redis",
-    "RetryLater": ".jobs.attempts",
-    "SQLiteEventBuffer": "sqlite",
+    "BlockingBuffer": "buffers.blocking",
+    "BlockingDrainJob": "jobs.blocking",
+    "BridgeState": "buffers.bridge_stats",
+    "BridgeStats": "buffers.bridge_stats",
+    "BusHealth": "bus.stats",
+    "BusStats": "bus.stats",
+    "CloseReport": "bus.stats",
+    "Consumer": "streams.consumer",
+    "ConsumerStats": "streams.stats",
+    "DrainJob": "jobs.job",
+    "DurableBuffer": "buffers.durable",
+    "DurableStats": "buffers.durable_stats",
+    "Entry": "streams.entry",
+    "Event": "bus.events",
+    "EventBus": "bus.bus",
+    "EventLog": "bus.log",
+    "EventRegistry": "bus.registry",
+    "EventType": "bus.events",
+    "GroupConsumer": "streams.group_consumer",
+    "JobHealth": "jobs.stats",
+    "JobReport": "jobs.stats",
+    "JobStats": "jobs.stats",
+    "Leader": "leader",
+    "LeaderStats": "leader",
+    "MemoryLog": "bus.memory",
+    "Message": "bus.handlers",
+    "OutageBridge": "buffers.bridge",
+    "PostgresEventBuffer": "buffers.postgres",
+    "PostgresLog": "bus.postgres",
+    "RecoveryReport": "bus.stats",
+    "RedisCheckpoint": "redis_checkpoint",
+    "RedisEventBuffer": "buffers.redis",
+    "RedisLog": "bus.redis",
+    "Reject": "decisions",
+    "RetryAfter": "decisions",
+    "RetryLater": "decisions",
+    "SQLiteEventBuffer": "buffers.sqlite",
+    "StreamLag": "streams.stats",
+    "Subscriber": "bus.handlers",
+    "Subscription": "bus.subscription",
+    "SubscriptionStats": "bus.stats",
+    "create_event_bus": "plugins",
+    "open_buffer": "plugins",
 }
 
 
@@ -152,7 +229,7 @@ def __getattr__(name: str) -> object:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(home if home[0] == "." else f".buffers.{home}", __name__), name)
+    value: object = getattr(importlib.import_module(f".{home}", __name__), name)
     globals()[name] = value
     return value
 

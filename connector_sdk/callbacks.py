@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
-__all__ = ["is_async_callable", "is_quick_callable", "quick"]
+import anyio
+
+__all__ = ["is_async_callable", "is_own_failure", "is_quick_callable", "quick"]
 
 CallableT = TypeVar("CallableT", bound=Callable[..., object])
 
@@ -35,3 +38,14 @@ def is_async_callable(fn: object) -> bool:
     if inspect.iscoroutinefunction(fn):
         return True
     return not inspect.isroutine(fn) and inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
+
+
+def is_own_failure(error: BaseException) -> bool:
+    """
+    Whether *error*, which a callback raised, is its own failure rather than somebody's wish that its caller ends.
+
+    A cancellation is the callback's own when nobody is cancelling the caller: it awaited something that was cancelled.
+    """
+    if isinstance(error, anyio.get_cancelled_exc_class()):
+        return anyio.current_effective_deadline() != -math.inf
+    return isinstance(error, Exception)

@@ -12,15 +12,21 @@ Everything this library raises on purpose.
     │   │   └── RetriesExhaustedError            `max_retries` attempts in a row did not help
     │   └── FatalStreamError                     trying again cannot help
     ├── HandlerError                             a callback failed and its policy is to stop
-    ├── RetryLater (in jobs.attempts)            raised by your handler: what it needs is away, no event is to blame
+    ├── RetryLater (in decisions)                raised by your handler: what it needs is away, no event is to blame
+    │   └── RetryAfter (in decisions)            the same, with a time
+    ├── Reject (in decisions)                    raised by your handler of a bus: to the dead letters at once
     ├── CheckpointError                          the place to resume from cannot be read or written
-    └── EventBufferError                           a buffer
-        ├── BufferFullError                      no place, and the overflow policy is to say so
-        ├── BufferClosedError                    used after it was closed
-        ├── BufferUnavailableError               the store behind it did not answer, or refused
-        ├── PutBackError (in buffers.protocol)   events taken out for a moment could not be put back
-        └── LeaseError                           a lease used after its end
-            └── LeaseExpiredError                it ran out; its events come again
+    ├── EventBufferError                         a buffer
+    │   ├── BufferFullError                      no place, and the overflow policy is to say so
+    │   ├── BufferClosedError                    used after it was closed
+    │   ├── BufferUnavailableError               the store behind it did not answer, or refused
+    │   ├── PutBackError (in buffers.protocol)   events taken out for a moment could not be put back
+    │   └── LeaseError                           a lease used after its end
+    │       └── LeaseExpiredError                it ran out; its events come again
+    └── EventBusError                            the event bus, or a consumer of streams
+        ├── BusClosedError                       used before it was connected, or after it was closed
+        ├── BusUnavailableError                  the storage behind it did not answer, or refused
+        └── UnknownEventError                    an event whose type or version nobody has registered
 
 `except ConnectorError` catches all of them. Facts are attributes; the message is for people.
 """
@@ -34,11 +40,14 @@ __all__ = [
     "BufferClosedError",
     "BufferFullError",
     "BufferUnavailableError",
+    "BusClosedError",
+    "BusUnavailableError",
     "CheckpointError",
     "ClientStateError",
     "ConfigurationError",
     "ConnectorError",
     "EventBufferError",
+    "EventBusError",
     "FatalStreamError",
     "HandlerError",
     "LeaseError",
@@ -47,6 +56,7 @@ __all__ = [
     "RetriesExhaustedError",
     "StreamError",
     "TransientStreamError",
+    "UnknownEventError",
 ]
 
 
@@ -196,3 +206,38 @@ class LeaseError(EventBufferError):
 
 class LeaseExpiredError(LeaseError):
     """The lease ran out before it was acknowledged; its events were given back and come again."""
+
+
+class EventBusError(ConnectorError):
+    """The root of what the event bus and the consumers of streams raise."""
+
+
+class BusClosedError(EventBusError):
+    """The bus or consumer was used before it was connected, or after it was closed."""
+
+
+class BusUnavailableError(EventBusError):
+    """
+    The storage behind the bus did not answer, or refused: it is down, unreachable, starting, or out of memory.
+
+    `in_doubt` is true when the request may have been carried out all the same: it was sent and no answer came.
+    """
+
+    def __init__(self, message: str, *, in_doubt: bool = False) -> None:
+        self.in_doubt = in_doubt
+        super().__init__(message)
+
+
+class UnknownEventError(EventBusError):
+    """
+    An event has a type or a version that is not registered, so its payload cannot become an object.
+
+    `event_type` and `version` say which, `known` lists what is registered.
+    """
+
+    def __init__(self, event_type: str, version: int | None, known: tuple[str, ...]) -> None:
+        self.event_type = event_type
+        self.version = version
+        self.known = known
+        named = event_type if version is None else f"{event_type} version {version}"
+        super().__init__(f"{named} is not registered; registered are: {', '.join(known) or 'none'}")

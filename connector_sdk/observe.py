@@ -49,6 +49,15 @@ class Observer:
     def job_handler_failed(self, *, job: str, events: int, error: BaseException) -> None:
         """The handler of *job*, called for *events* events, raised *error*."""
 
+    def bus_state(self, *, bus: str, state: str) -> None:
+        """The storage of *bus* (no secrets) is "unavailable", or "available" again."""
+
+    def bus_handler_failed(self, *, subscription: str, event_type: str, error: BaseException, dead: bool) -> None:
+        """An attempt at an event failed; *dead*: it went to the dead letters, else it comes again."""
+
+    def bus_loss(self, *, topic: str, group: str | None, reason: str, count: int | None) -> None:
+        """A subscription will never get *count* events (None: nobody can tell): "trimmed", "lost" or "overflow"."""
+
 
 class Notifier:
     """Calls an Observer so that nothing it does can hurt: a missing method is skipped, an error is counted."""

@@ -43,6 +43,7 @@ SUBJECTS: dict[str, tuple[str, tuple[str, ...]]] = {
             "connector_sdk.buffers.memory",
             "connector_sdk.buffers.redis",
             "connector_sdk.buffers.sqlite",
+            "connector_sdk.buffers.postgres",
             "connector_sdk.buffers.durable",
             "connector_sdk.buffers.blocking",
             "connector_sdk.buffers.view",
@@ -56,13 +57,48 @@ SUBJECTS: dict[str, tuple[str, tuple[str, ...]]] = {
             "connector_sdk.buffers.protocol",
         ),
     ),
+    "bus": (
+        "The event bus",
+        (
+            "connector_sdk.bus.bus",
+            "connector_sdk.bus.subscription",
+            "connector_sdk.bus.events",
+            "connector_sdk.bus.registry",
+            "connector_sdk.bus.handlers",
+            "connector_sdk.bus.iteration",
+            "connector_sdk.bus.sink",
+            "connector_sdk.bus.dead_letters",
+            "connector_sdk.bus.delivery",
+            "connector_sdk.bus.stats",
+            "connector_sdk.plugins",
+        ),
+    ),
+    "logs": (
+        "Logs of the bus",
+        (
+            "connector_sdk.bus.memory",
+            "connector_sdk.bus.redis",
+            "connector_sdk.bus.postgres",
+            "connector_sdk.bus.log",
+        ),
+    ),
+    "streams": (
+        "Redis Streams",
+        (
+            "connector_sdk.streams.consumer",
+            "connector_sdk.streams.group_consumer",
+            "connector_sdk.streams.face",
+            "connector_sdk.streams.entry",
+            "connector_sdk.streams.stats",
+        ),
+    ),
     "jobs": (
         "Jobs",
         (
             "connector_sdk.jobs.job",
             "connector_sdk.jobs.blocking",
             "connector_sdk.jobs.face",
-            "connector_sdk.jobs.attempts",
+            "connector_sdk.decisions",
             "connector_sdk.jobs.stats",
             "connector_sdk.jobs.options",
         ),
@@ -74,7 +110,13 @@ SUBJECTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "observe": ("Observability", ("connector_sdk.observe",)),
     "testing": (
         "Testing",
-        ("connector_sdk.testing", "connector_sdk.testing.contracts", "connector_sdk.testing.store_contract"),
+        (
+            "connector_sdk.testing",
+            "connector_sdk.testing.contracts",
+            "connector_sdk.testing.store_contract",
+            "connector_sdk.testing.log_contract",
+            "connector_sdk.testing.bus_contract",
+        ),
     ),
 }
 #: Modules of which every public name is documented; of the others only what `connector_sdk` itself exports, and KEPT.
@@ -86,6 +128,10 @@ WHOLE = {
     "connector_sdk.testing",
     "connector_sdk.testing.contracts",
     "connector_sdk.testing.store_contract",
+    "connector_sdk.testing.log_contract",
+    "connector_sdk.testing.bus_contract",
+    "connector_sdk.bus.dead_letters",
+    "connector_sdk.bus.log",
     "connector_sdk.buffers.dead_letters",
     "connector_sdk.buffers.protocol",
     "connector_sdk.buffers.store",
@@ -103,6 +149,10 @@ KEPT = {
     "connector_sdk.buffers.bridge_stats": {"BridgeState", "BridgeStats"},
     "connector_sdk.buffers.blocking": {"BlockingLease"},
     "connector_sdk.buffers.durable_lease": {"DurableLease"},
+    "connector_sdk.bus.iteration": {"EventStream"},
+    "connector_sdk.bus.sink": {"TopicSink"},
+    "connector_sdk.bus.delivery": {"DeliveryAttempt", "DeliveryEvidence", "Origin"},
+    "connector_sdk.streams.face": {"BaseConsumer"},
 }
 
 Entry = tuple[str, object]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,9 @@ ROOT = Path(connector_sdk.__file__).parent
 
 #: From the ground up. A folder stands for its modules in the order of ORDER_WITHIN, or for all at one height.
 ORDER = [
-    "_version", "errors", "options", "observe", "wire", "payloads", "ledger", "retries", "callbacks", "wakeups",
-    "at_exit", "forks", "leadership", "redis_client", "leader", "client", "redis_checkpoint", "buffers", "jobs", "testing",
-    "cli",
+    "_version", "errors", "options", "decisions", "evidence", "observe", "wire", "payloads", "ledger", "retries",
+    "callbacks", "wakeups", "background", "at_exit", "forks", "leadership", "redis_client", "postgres_client",
+    "leader", "client", "redis_checkpoint", "buffers", "jobs", "streams", "bus", "plugins", "testing", "cli",
 ]  # fmt: skip
 ORDER_WITHIN = {
     "client": [
@@ -24,7 +26,14 @@ ORDER_WITHIN = {
     ],
 }  # fmt: skip
 #: Folders that know nothing of each other.
-STRANGERS = [("buffers", "client"), ("redis_client", "client")]
+STRANGERS = [
+    ("buffers", "client"),
+    ("redis_client", "client"),
+    ("postgres_client", "client"),
+    ("buffers", "bus"),
+    ("client", "bus"),
+    ("streams", "buffers"),
+]
 #: What only an extra installs: the core must never need it.
 OPTIONAL = {"typer", "rich", "pytest", "hypothesis", "psycopg", "opentelemetry", "trio"}
 CORE_MAY_IMPORT = {"anyio", "hiredis", "httpx", "msgspec", "redis", "tenacity", "connector_sdk"}
@@ -86,8 +95,22 @@ def test_strangers_stay_strangers(module: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("module", [m for m in modules() if m[0] not in ("cli", "testing")], ids=".".join)
 def test_the_core_needs_no_extra(module: tuple[str, ...]) -> None:
+    if module[0] == "postgres_client":
+        return  # see below
     roots = {name.split(".")[0] for name in imports_of(module)}
     assert not roots & OPTIONAL
+
+
+def test_psycopg_is_imported_when_it_is_needed() -> None:
+    """Only postgres_client names it, and nothing that is imported with it."""
+    code = (
+        "import sys, importlib, pkgutil, connector_sdk\n"
+        "for found in pkgutil.walk_packages(connector_sdk.__path__, 'connector_sdk.'):\n"
+        "    if found.name.split('.')[1] not in ('cli', 'testing'):\n"
+        "        importlib.import_module(found.name)\n"
+        "assert not {'psycopg', 'psycopg_binary'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("module", modules(), ids=".".join)

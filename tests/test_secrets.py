@@ -54,6 +54,7 @@ from connector_sdk.testing import (
 )
 from tests.client.harness import PATIENCE, Client, Faces
 from tests.lines import next_line
+from tests.servers.fixtures import Server, one_kind
 
 ROOT = Path(__file__).parents[1]
 MARK = "SECRET-"
@@ -579,9 +580,12 @@ SCRIPTS: Mapping[str, tuple[Step, ...]] = {
 }
 
 
+@one_kind
 @pytest.mark.parametrize("name", SCRIPTS)
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: " ".join(program[-2:]))
-def test_programs_print_no_secret(program: list[str], name: str, tmp_path: Path) -> None:
+def test_programs_print_no_secret(
+    program: list[str], name: str, tmp_path: Path, redis_server: Server, redis_prefix: str
+) -> None:
     events = [SummaryPayload("p", "s", f"event {number}", forwarded_at=1.7e9) for number in range(5)]
     token = plant("token")
     with ConnectorServer(events, script=SCRIPTS[name], end="stop", token=token) as server:
@@ -590,10 +594,13 @@ def test_programs_print_no_secret(program: list[str], name: str, tmp_path: Path)
             "CONNECTOR_URL": f"http://{plant('user')}:{plant('password')}@{address}?key={plant('query')}",
             "CONNECTOR_TOKEN": token,
             "CONNECTOR_MAX_RETRIES": "2",
+            "REDIS_URL": redis_server.url,
         }
         first, *rest = program
         path = str(ROOT / first) if first.endswith(".py") else first
         arguments = ["", str(tmp_path / "file"), "0.05"] if first.endswith("drain_and_index.py") else []
+        if first.endswith("event_bus.py"):  # which must have its Redis before it receives anything
+            arguments = ["", redis_prefix]
         out = _run([sys.executable, path, *rest, *arguments], environment)
         assert server.requests
     assert out

@@ -8,7 +8,7 @@ from types import ModuleType
 import anyio
 import pytest
 
-from connector_sdk.buffers.background import current_event_loop
+from connector_sdk.background import current_event_loop
 from connector_sdk.wakeups import current_waker
 
 

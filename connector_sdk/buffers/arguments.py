@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Final
 
+from msgspec import UNSET
+
 from connector_sdk.buffers.dead_letters import Evidence
+from connector_sdk.buffers.store import SessionFilter
 from connector_sdk.errors import ConfigurationError
 from connector_sdk.options import check_integer, check_seconds
 from connector_sdk.payloads import ActionsPayload, SummaryPayload
@@ -17,8 +20,10 @@ __all__ = [
     "check_holder",
     "check_limit",
     "check_names",
+    "check_session",
     "check_span",
     "check_types",
+    "check_wanted_types",
     "names_of",
 ]
 
@@ -55,9 +60,26 @@ def check_names(option: str, names: Iterable[str]) -> frozenset[str]:
 
 def check_types(types: Collection[str]) -> frozenset[str]:
     """Return *types* if it is a collection of names (one string is not), else raise ConfigurationError."""
-    if isinstance(types, str) or not all(isinstance(name, str) for name in types):
+    if isinstance(types, str) or not isinstance(types, Collection) or not all(isinstance(name, str) for name in types):
         raise ConfigurationError("types", types, "a collection of type names such as {'actions'}")
     return frozenset(types)
+
+
+def check_wanted_types(types: Collection[str] | None) -> frozenset[str] | None:
+    """Return *types* if it is None, for every type, or a collection of one name or more, else raise ConfigurationError."""
+    if types is None:
+        return None
+    names = check_types(types)
+    if not names:
+        raise ConfigurationError("types", types, "one type name or more, such as {'actions'}, or None for every type")
+    return names
+
+
+def check_session(session_id: SessionFilter) -> SessionFilter:
+    """Return *session_id* if it is a text, None or UNSET, else raise ConfigurationError."""
+    if session_id is not UNSET and session_id is not None and not isinstance(session_id, str):
+        raise ConfigurationError("session_id", session_id, "a session's id, or None for events without one")
+    return session_id
 
 
 def check_span(option: str, value: object, *, above: float | None = None) -> float:

@@ -147,15 +147,24 @@ class BlockingBuffer:
         check_integer("max_items", max_items, minimum=1)
         return iter(lambda: self.drain_page(max_items), [])
 
-    def lease(self, max_events: int = 500, timeout: float = 60.0, *, renew: bool = True) -> BlockingLease:
+    def lease(
+        self,
+        max_events: int = 500,
+        timeout: float = 60.0,
+        *,
+        renew: bool = True,
+        types: Collection[str] | None = None,
+    ) -> BlockingLease:
         """
         Return a lease for up to *max_events* (1 or more) of the oldest events; `with` takes them: see `protocol.lease`.
 
-        With *renew*, the default, it does not run out while its block runs.
+        With *renew*, the default, it does not run out while its block runs. With *types*, one name or more, it takes only
+        payloads whose `type` is in it.
         """
         check_integer("max_events", max_events, minimum=1)
         timeout = check_span("timeout", timeout, above=0)
-        return BlockingLease(self, max_events, timeout, renew=check_flag("renew", renew))
+        names = protocol.check_types_of_lease(self._backend, types)
+        return BlockingLease(self, max_events, timeout, renew=check_flag("renew", renew), types=names)
 
     def clear(self) -> None:
         """Discard every waiting event. A buffer that has no `clear` is drained, and the events count as delivered."""

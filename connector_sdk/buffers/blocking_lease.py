@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import weakref
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from types import TracebackType
 from typing import Protocol, Self, TypeVar, TypeVarTuple, Unpack
 
@@ -51,9 +53,18 @@ class BlockingLease:
     A lease that nobody has any more before its block was left gives its events back within its time-out.
     """
 
-    def __init__(self, buffer: Host, max_events: int, timeout: float, *, renew: bool = True) -> None:
+    def __init__(
+        self,
+        buffer: Host,
+        max_events: int,
+        timeout: float,
+        *,
+        renew: bool = True,
+        types: Collection[str] | None = None,
+    ) -> None:
         self._buffer = buffer
-        self._holding = Holding(self, buffer, max_events, timeout, renew=renew)
+        enter = partial(protocol.lease, buffer.backend, max_events, timeout, renew=renew, types=types)
+        self._holding = Holding(self, buffer, enter, timeout)
         self._loan: BackendLease | None = None
         self._task: concurrent.futures.Future[None] | None = None
 
@@ -139,12 +150,17 @@ class Holding:
     It does not keep the `BlockingLease` alive, and looks each *timeout* whether it is.
     """
 
-    def __init__(self, lease: BlockingLease, buffer: Host, max_events: int, timeout: float, *, renew: bool) -> None:
+    def __init__(
+        self,
+        lease: BlockingLease,
+        buffer: Host,
+        enter: Callable[[], AbstractAsyncContextManager[BackendLease]],
+        timeout: float,
+    ) -> None:
         self._lease = weakref.ref(lease)
         self._buffer = buffer
-        self._max_events = max_events
+        self._enter = enter
         self._timeout = timeout
-        self._renew = renew
         self._leaving: anyio.Event | None = None
         self._over: anyio.Event | None = None
         self._failed = False
@@ -159,7 +175,7 @@ class Holding:
         self._leaving = leaving
         self._buffer.opened(self)
         try:
-            async with protocol.lease(self._buffer.backend, self._max_events, self._timeout, renew=self._renew) as loan:
+            async with self._enter() as loan:
                 entered.set_result(loan)
                 del entered
                 await self._until_left(leaving)

@@ -163,10 +163,16 @@ class OutageBridge:
         return self._remote.drain_pages(max_items)
 
     def lease(
-        self, max_events: int = 500, timeout: float = 60.0, *, renew: bool = True, holder: str | None = None
+        self,
+        max_events: int = 500,
+        timeout: float = 60.0,
+        *,
+        renew: bool = True,
+        holder: str | None = None,
+        types: Collection[str] | None = None,
     ) -> DurableLease:
         """Return a lease for events of the remote: see `DurableBuffer.lease`."""
-        return self._remote.lease(max_events, timeout, renew=renew, holder=holder)
+        return self._remote.lease(max_events, timeout, renew=renew, holder=holder, types=types)
 
     @property
     def overflow(self) -> DurableOverflow:

@@ -199,7 +199,10 @@ class BufferCore(BufferState):
 
         def open_it(now: float) -> None:
             loan.require_new()
-            batch = self._window.take_batch(loan.max_events, self._entered)
+            if loan.types is None:
+                batch = self._window.take_batch(loan.max_events, self._entered)
+            else:
+                batch = self._window.take_batch_of(loan.types, loan.max_events, self._entered)
             loan.start(batch, now)
             self._in_flight += len(batch.items)
             if batch.items:

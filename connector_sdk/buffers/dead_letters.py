@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import traceback
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
+from connector_sdk.evidence import describe_error
 from connector_sdk.payloads import Payload
 
 __all__ = [
@@ -40,13 +39,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def of(cls, error: BaseException, *, at: float, batch_size: int = 1) -> Attempt:
         """Describe *error*, raised at *at* for a batch of *batch_size* events."""
-        return cls(
-            at=at,
-            error_type=f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins."),
-            message=_message_of(error),
-            traceback_digest=_digest_of(error),
-            batch_size=batch_size,
-        )
+        error_type, message, digest = describe_error(error, _LONGEST_MESSAGE)
+        return cls(at=at, error_type=error_type, message=message, traceback_digest=digest, batch_size=batch_size)
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,18 +153,3 @@ def evidence_of(error: BaseException | Evidence, *, at: float, consumer: str = "
     if isinstance(error, Evidence):
         return error
     return Evidence(attempts=[Attempt.of(error, at=at)], consumer=consumer)
-
-
-def _message_of(error: BaseException) -> str:
-    try:
-        text = str(error)
-    except Exception as broken:  # noqa: BLE001 - an error that cannot even be told must not hide that there was one
-        text = f"(its text could not be made: {type(broken).__name__})"
-    return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 1] + "…"
-
-
-def _digest_of(error: BaseException) -> str:
-    frames = [
-        (frame.f_code.co_filename, frame.f_code.co_name, line) for frame, line in traceback.walk_tb(error.__traceback__)
-    ]
-    return hashlib.sha256(repr(frames).encode()).hexdigest()[:12] if frames else ""

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TypeAlias
 
+from connector_sdk.callbacks import is_async_callable
+from connector_sdk.errors import ConfigurationError
 from connector_sdk.ledger import DropReason
 from connector_sdk.observe import Notifier, RateLimitedLogger
 from connector_sdk.payloads import Payload
 
-__all__ = ["DropHook", "DropTeller"]
+__all__ = ["DropHook", "DropTeller", "check_drop_hook"]
 
 DropHook: TypeAlias = Callable[[Payload], object]
 
@@ -26,6 +28,13 @@ _WARNINGS = {
     DropReason.OVERFLOW: "the event buffer is full and drops events; give it an on_drop hook to keep them",
     DropReason.EXPIRED: "the event buffer drops events older than max_age; give it an on_drop hook to keep them",
 }
+
+
+def check_drop_hook(on_drop: DropHook | None) -> DropHook | None:
+    """Return *on_drop* if it is a plain function or None, else raise ConfigurationError."""
+    if on_drop is not None and (not callable(on_drop) or is_async_callable(on_drop)):
+        raise ConfigurationError("on_drop", on_drop, "a plain function that takes one payload")
+    return on_drop
 
 
 class DropTeller:

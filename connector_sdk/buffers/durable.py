@@ -18,24 +18,25 @@ from connector_sdk.buffers.arguments import (
     check_flag,
     check_holder,
     check_limit,
+    check_session,
     check_span,
     check_types,
+    check_wanted_types,
     names_of,
 )
 from connector_sdk.buffers.codec import Codec
 from connector_sdk.buffers.committer import CommitOptions
-from connector_sdk.buffers.drops import DropHook
+from connector_sdk.buffers.drops import DropHook, check_drop_hook
 from connector_sdk.buffers.durable_dead_letters import DurableDeadLetters
 from connector_sdk.buffers.durable_lease import DurableLease
-from connector_sdk.buffers.durable_stats import DurableStats, add_up, new_stats
+from connector_sdk.buffers.durable_stats import DurableStats, add_up, add_up_sessions, new_stats
 from connector_sdk.buffers.engine import Engine
 from connector_sdk.buffers.forks import start_empty_after_fork
 from connector_sdk.buffers.reading import Pages, discard, drain
 from connector_sdk.buffers.records import new_record
 from connector_sdk.buffers.store import EventStore, Quarantined, SessionFilter
 from connector_sdk.buffers.taking import Selection, Terms, decode_events, merge
-from connector_sdk.callbacks import is_async_callable
-from connector_sdk.errors import BufferClosedError, BufferUnavailableError, ClientStateError, ConfigurationError
+from connector_sdk.errors import BufferClosedError, BufferUnavailableError, ClientStateError
 from connector_sdk.options import check_choice, check_integer
 from connector_sdk.payloads import Payload, require_payload
 
@@ -116,8 +117,6 @@ class DurableBuffer:
         batches_ahead: int = 3,
         observer: object | None = None,
     ) -> None:
-        if on_drop is not None and (not callable(on_drop) or is_async_callable(on_drop)):
-            raise ConfigurationError("on_drop", on_drop, "a plain function that takes one payload")
         check_choice("codec", codec, get_args(Codec))
         self._options = CommitOptions(
             blocks=check_choice("overflow", overflow, get_args(DurableOverflow)) == "block",
@@ -135,7 +134,7 @@ class DurableBuffer:
         )
         self._store = store
         self._codec: Codec = codec
-        self._on_drop = on_drop
+        self._on_drop = check_drop_hook(on_drop)
         self._observer = observer
         self._account = Account(on_drop, observer)
         self._engine: Engine | None = None
@@ -206,11 +205,8 @@ class DurableBuffer:
             ConfigurationError: an argument cannot work.
             BufferClosedError: `aclose()` was called.
         """
-        limit = check_limit("max_items", max_items)
-        kinds = None if types is None else check_types(types)
-        if session_id is not UNSET and session_id is not None and not isinstance(session_id, str):
-            raise ConfigurationError("session_id", session_id, "a session's id, or None for events without one")
-        return await self._drain(Selection(kinds=kinds, session=session_id), limit)
+        wanted = Selection(kinds=None if types is None else check_types(types), session=check_session(session_id))
+        return await self._drain(wanted, check_limit("max_items", max_items))
 
     async def drain_by_type(self, *, actions: bool = True, summaries: bool = True) -> list[Payload]:
         """
@@ -238,7 +234,13 @@ class DurableBuffer:
         return Pages(self.drain_page, check_integer("max_items", max_items, minimum=1))
 
     def lease(
-        self, max_events: int = 500, timeout: float = 60.0, *, renew: bool = True, holder: str | None = None
+        self,
+        max_events: int = 500,
+        timeout: float = 60.0,
+        *,
+        renew: bool = True,
+        holder: str | None = None,
+        types: Collection[str] | None = None,
     ) -> DurableLease:
         """
         Return a lease for up to *max_events* (1 or more) of the oldest events; `async with` takes them.
@@ -254,12 +256,16 @@ class DurableBuffer:
         events of the shard: who works alone names himself, and after a crash gets the events in order, those of the dead
         first. Leases of the same holder do not hinder each other.
 
-        Entering raises BufferUnavailableError when the store does not answer, BufferClosedError after `aclose()`.
-        Raises ConfigurationError when an argument cannot work.
+        With *types*, one name or more, only payloads whose `type` is in it are taken; the others stay, in order. The whole
+        buffer may be looked through, and a full lease has the oldest events of some sessions, not of all. A *holder* then
+        waits only for what he himself could not give back yet: what a dead one had may come behind what came after it.
+
+        Raises ConfigurationError; when entered BufferUnavailableError without an answer, BufferClosedError after `aclose()`.
         """
         max_events = check_integer("max_events", max_events, minimum=1)
         terms = Terms(check_span("timeout", timeout, above=0), self._terms.page, check_holder(holder))
-        return DurableLease(self._current_engine, max_events, terms, renew=check_flag("renew", renew))
+        wanted = Selection(kinds=check_wanted_types(types))
+        return DurableLease(self._current_engine, max_events, terms, wanted, renew=check_flag("renew", renew))
 
     @property
     def dead_letters(self) -> DurableDeadLetters:
@@ -317,12 +323,7 @@ class DurableBuffer:
         except BufferUnavailableError as error:
             self._account.read_failed("sessions", str(error))
             return {}
-        total: dict[str | None, int] = {}
-        for found in shards:
-            # A session is in several shards after `shards` grew.
-            for session, count in found.items():
-                total[session] = total.get(session, 0) + count
-        return total
+        return add_up_sessions(shards)
 
     async def quarantined(self) -> list[Quarantined]:
         """

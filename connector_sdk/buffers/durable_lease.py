@@ -42,13 +42,16 @@ class DurableLease:
     and one may try again; an event that was acknowledged without an answer may come again.
     """
 
-    def __init__(self, engine: Callable[[], Engine], max_events: int, terms: Terms, *, renew: bool = True) -> None:
+    def __init__(
+        self, engine: Callable[[], Engine], max_events: int, terms: Terms, selection: Selection, *, renew: bool = True
+    ) -> None:
         self._get_engine = engine
         self._renews = renew
         self._renewal: Renewal | None = None
         self._process = os.getpid()
         self._max_events = max_events
         self._terms = terms
+        self._selection = selection
         self._parts: list[LeasePart] = []
         self._events: list[Payload] = []
         self._places: dict[int, list[tuple[LeasePart, Taken]]] = {}
@@ -212,7 +215,7 @@ class DurableLease:
                 except BufferUnavailableError as error:
                     errors.append(error)
                     continue  # what they may have comes before all others of this shard
-            source = Source(engine, gate, haul, Selection())
+            source = Source(engine, gate, haul, self._selection)
             await source.take(self._max_events - found, until=until)
             for page in source.pages:
                 if not await page.put_bad_aside():

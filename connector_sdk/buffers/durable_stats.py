@@ -10,7 +10,7 @@ from connector_sdk.buffers.account import Account
 from connector_sdk.buffers.store import Census
 from connector_sdk.ledger import DropReason, Ledger
 
-__all__ = ["DurableStats", "add_up", "new_stats"]
+__all__ = ["DurableStats", "add_up", "add_up_sessions", "new_stats"]
 
 
 class DurableStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +62,15 @@ def add_up(censuses: Iterable[Census]) -> Census:
         dead_letters=sum(census.dead_letters for census in every),
         oldest_age=max((census.oldest_age for census in every if census.oldest_age is not None), default=None),
     )
+
+
+def add_up_sessions(shards: Iterable[Mapping[str | None, int]]) -> dict[str | None, int]:
+    """Return how many events each session has in all shards; it is in several after `shards` grew."""
+    total: dict[str | None, int] = {}
+    for found in shards:
+        for session, count in found.items():
+            total[session] = total.get(session, 0) + count
+    return total
 
 
 def new_stats(account: Account, census: Census | None, *, state: str, closed: bool) -> DurableStats:

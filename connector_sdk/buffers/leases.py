@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import weakref
 from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from types import TracebackType
 from typing import Final, Protocol, Self
 
@@ -57,14 +58,28 @@ class Loan:
     block after its event loop had gone, say) is never left, and so is not renewed.
     """
 
-    __slots__ = ("_acked", "_holder", "_places", "batch", "deadline", "max_events", "renew", "state", "timeout")
+    __slots__ = (
+        "_acked",
+        "_holder",
+        "_places",
+        "batch",
+        "deadline",
+        "max_events",
+        "renew",
+        "state",
+        "timeout",
+        "types",
+    )
 
-    def __init__(self, holder: Lease, max_events: int, timeout: float, *, renew: bool) -> None:
+    def __init__(
+        self, holder: Lease, max_events: int, timeout: float, *, renew: bool, types: AbstractSet[str] | None
+    ) -> None:
         self._holder = weakref.ref(holder)
         self._places: dict[int, list[int]] | None = None
         self._acked: set[int] = set()
         self.batch = _NOTHING
         self.max_events = max_events
+        self.types = types
         self.timeout = timeout
         self.renew = renew
         self.state = LeaseState.NEW
@@ -140,9 +155,17 @@ class Lease:
 
     __slots__ = ("__weakref__", "_buffer", "_loan")
 
-    def __init__(self, buffer: Lessor, max_events: int, timeout: float, *, renew: bool = True) -> None:
+    def __init__(
+        self,
+        buffer: Lessor,
+        max_events: int,
+        timeout: float,
+        *,
+        renew: bool = True,
+        types: AbstractSet[str] | None = None,
+    ) -> None:
         self._buffer = buffer
-        self._loan = Loan(self, max_events, timeout, renew=renew)
+        self._loan = Loan(self, max_events, timeout, renew=renew, types=types)
 
     @property
     def state(self) -> LeaseState:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import time
 from collections.abc import Callable, Collection, Iterator
 from typing import get_args
 
-from connector_sdk.buffers.arguments import check_flag, check_limit, check_types, names_of
+from connector_sdk.buffers.arguments import check_flag, check_limit, check_types, check_wanted_types, names_of
 from connector_sdk.buffers.core import BufferCore
 from connector_sdk.buffers.dead_letters import BlockingDeadLetters
-from connector_sdk.buffers.drops import DropHook, DropTeller
+from connector_sdk.buffers.drops import DropHook, DropTeller, check_drop_hook
 from connector_sdk.buffers.leases import Lease
 from connector_sdk.buffers.memory_dead_letters import MemoryDeadLetters
 from connector_sdk.buffers.state import Overflow
@@ -87,8 +86,6 @@ class EventBuffer(BufferCore):
         _clock: Callable[[], float] = time.monotonic,
     ) -> None:
         check_choice("overflow", overflow, get_args(Overflow))
-        if on_drop is not None and (not callable(on_drop) or inspect.iscoroutinefunction(on_drop)):
-            raise ConfigurationError("on_drop", on_drop, "a plain function that takes one payload")
         if block_timeout is not None:
             if overflow != "block":
                 raise ConfigurationError("block_timeout", block_timeout, 'None unless overflow is "block"')
@@ -100,7 +97,7 @@ class EventBuffer(BufferCore):
             overflow=overflow,
             block_timeout=block_timeout,
             max_dead_letters=check_integer("max_dead_letters", max_dead_letters, minimum=0),
-            on_drop=on_drop,
+            on_drop=check_drop_hook(on_drop),
             observer=observer,
             clock=_clock,
         )
@@ -204,7 +201,14 @@ class EventBuffer(BufferCore):
         """Discard every waiting event. They count as dropped ("cleared"); `on_drop` is not called for them."""
         self.discard()
 
-    def lease(self, max_events: int = 500, timeout: float = 60.0, *, renew: bool = True) -> Lease:
+    def lease(
+        self,
+        max_events: int = 500,
+        timeout: float = 60.0,
+        *,
+        renew: bool = True,
+        types: Collection[str] | None = None,
+    ) -> Lease:
         """
         Return a lease for up to *max_events* (1 or more) of the oldest events; enter it to take them.
 
@@ -217,6 +221,8 @@ class EventBuffer(BufferCore):
         0) after it was entered unless it is extended; then its events go back. That is noticed by the next operation on
         the buffer except an `add` with room, and wakes those who wait. `async with` works too.
 
+        With *types*, one name or more, it takes only payloads whose `type` is in it; the others stay, in order.
+
         Raises ConfigurationError when an argument cannot work.
         """
         return Lease(
@@ -224,6 +230,7 @@ class EventBuffer(BufferCore):
             check_integer("max_events", max_events, minimum=1),
             check_seconds("timeout", timeout, above=0),
             renew=check_flag("renew", renew),
+            types=check_wanted_types(types),
         )
 
     def pages(self, max_items: int = 500) -> Iterator[list[Payload]]:

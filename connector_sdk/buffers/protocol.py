@@ -11,17 +11,24 @@ says what.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, Self, cast, runtime_checkable
 
 import anyio
 
-from connector_sdk.buffers.arguments import check_flag, check_holder, check_limit, check_types, names_of
+from connector_sdk.buffers.arguments import (
+    check_flag,
+    check_holder,
+    check_limit,
+    check_types,
+    check_wanted_types,
+    names_of,
+)
 from connector_sdk.buffers.dead_letters import DeadLetters, Evidence
 from connector_sdk.buffers.loans import BorrowedLoan, DrainedLoan, renewed, takes
-from connector_sdk.errors import EventBufferError
+from connector_sdk.errors import ConfigurationError, EventBufferError
 from connector_sdk.options import check_integer, check_seconds
 from connector_sdk.payloads import Payload
 
@@ -34,6 +41,7 @@ __all__ = [
     "Peeking",
     "PutBackError",
     "Typed",
+    "check_types_of_lease",
     "drain_by_type",
     "drain_page",
     "drain_types",
@@ -116,7 +124,8 @@ class Leasing(Protocol):
         LeaseExpiredError.
 
         A backend that knows neither *renew* nor `BackendLease.fail` is `Leasing` too: `connector_sdk.buffers.protocol.lease`
-        does what can be done for it.
+        does what can be done for it. One that can leave events of other types where they are has a parameter *types*: a
+        collection of the types to take, or None for all.
         """
 
 
@@ -240,6 +249,23 @@ async def drain_page(backend: BufferBackend, max_items: int) -> list[Payload]:
     return everything[:limit]
 
 
+def check_types_of_lease(backend: BufferBackend, types: Collection[str] | None) -> frozenset[str] | None:
+    """
+    Return *types* if `lease` can take events of these types, 1 or more, out of *backend*; None for every type.
+
+    Raises:
+        ConfigurationError: it is no such collection, or the backend has leases, which know no types.
+    """
+    names = check_wanted_types(types)
+    if names is not None and isinstance(backend, Leasing) and not takes(backend.lease, "types"):
+        raise ConfigurationError(
+            "types",
+            types,
+            f"None for {type(backend).__name__}, whose leases take every type: let its `lease` have a parameter `types`",
+        )
+    return names
+
+
 @asynccontextmanager
 async def lease(
     backend: BufferBackend,
@@ -248,6 +274,7 @@ async def lease(
     *,
     renew: bool = True,
     holder: str | None = None,
+    types: Collection[str] | None = None,
 ) -> AsyncIterator[BackendLease]:
     """
     Lease from any backend up to *max_events* (1 or more) of the oldest events: see `Leasing.lease`.
@@ -261,22 +288,31 @@ async def lease(
 
     *holder* is passed on to a backend that knows it (see `DurableBuffer.lease`), and has no effect on others.
 
+    With *types*, a collection of one name or more, only events of these types are taken. Without `Leasing` that is
+    `drain_types`, with its weaknesses on a backend that is not `Typed`.
+
     `fail` of a lease whose backend has none, and of one without `Leasing`, raises EventBufferError, and the event is still
     on the lease: there is no place for its evidence.
 
     Raises:
-        ConfigurationError: an argument cannot work.
+        ConfigurationError: an argument cannot work, or leases of the backend know no *types*.
         LeaseExpiredError: the lease ran out before the block ended; its events come again.
         PutBackError: the backend refused an event that was given back; the error holds it and the rest.
     """
     check_integer("max_events", max_events, minimum=1)
     check_seconds("timeout", timeout, above=0)
     check_flag("renew", renew)
+    names = check_types_of_lease(backend, types)
     if isinstance(backend, Leasing):
-        async with _lease_of(backend, max_events, timeout, renew=renew, holder=check_holder(holder) and holder) as loan:
+        named = {"holder": check_holder(holder) and holder, "types": names}
+        async with _lease_of(backend, max_events, timeout, renew=renew, named=named) as loan:
             yield loan
         return
-    fallback = DrainedLoan(backend, await drain_page(backend, max_events), partial(_put_back, backend))
+    if names is None:
+        events = await drain_page(backend, max_events)
+    else:
+        events = await drain_types(backend, names, max_events)
+    fallback = DrainedLoan(backend, events, partial(_put_back, backend))
     try:
         yield fallback
     except BaseException:
@@ -289,14 +325,15 @@ async def lease(
 
 @asynccontextmanager
 async def _lease_of(
-    backend: Leasing, max_events: int, timeout: float, *, renew: bool, holder: str | None
+    backend: Leasing, max_events: int, timeout: float, *, renew: bool, named: Mapping[str, object]
 ) -> AsyncIterator[BackendLease]:
+    named = {name: value for name, value in named.items() if value and takes(backend.lease, name)}
+    enter = cast("Callable[..., AbstractAsyncContextManager[BackendLease]]", backend.lease)
     if takes(backend.lease, "renew"):
-        named = {"holder": holder} if holder and takes(backend.lease, "holder") else {}
-        async with backend.lease(max_events, timeout, renew=renew, **named) as loan:
+        async with enter(max_events, timeout, renew=renew, **named) as loan:
             yield loan if hasattr(loan, "fail") else BorrowedLoan(backend, loan, timeout)
         return
-    async with backend.lease(max_events, timeout) as loan:
+    async with enter(max_events, timeout, **named) as loan:
         borrowed = BorrowedLoan(backend, loan, timeout)
         if not renew:
             yield borrowed

@@ -8,6 +8,7 @@ Each step is one Lua script of `connector_sdk/buffers/lua`, so it is atomic; wha
 from __future__ import annotations
 
 import logging
+import random
 import time
 import uuid
 from collections.abc import Collection, Sequence
@@ -204,6 +205,7 @@ class RedisStore(RedisDeadLetters):
                 # The census first: it lets events wait again whose lease ran out.
                 sessions = await self.sessions(shard, timeout=timeout)
                 labels = [label_of(name) for name in sessions]
+                random.shuffle(labels)  # or some sessions would always come last
             else:
                 labels = [label_of(session)]
             scan = Scan(labels)

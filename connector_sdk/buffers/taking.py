@@ -183,6 +183,8 @@ class Haul:
     def __init__(self, terms: Terms) -> None:
         self.terms = terms
         self.pages: list[HeldPage] = []
+        #: Events taken so far.
+        self.found = 0
         self._renewal = time.monotonic() + terms.hold / 3
 
     async def renew(self) -> None:
@@ -191,7 +193,7 @@ class Haul:
         if now < self._renewal:
             return
         self._renewal = now + self.terms.hold / 3
-        for page in list(self.pages):
+        for page in [page for page in self.pages if page.may_hold]:
             await page.extend()
 
 
@@ -230,10 +232,10 @@ class Source:
         """
         Take up to *count* more events (1 or more), or as many as were there at the first page if they are fewer.
 
-        A page may be shorter than asked though more wait. No page but the first is asked for after *until*, a time of the
-        monotonic clock.
+        A page may be shorter than asked though more wait. When something was found, no page but the first is asked for
+        after *until*, a time of the monotonic clock.
         """
-        while count > 0 and self.may_have_more and (not self.pages or time.monotonic() < until):
+        while count > 0 and self.may_have_more and (not self.pages or not self._haul.found or time.monotonic() < until):
             held = await self._next_page(count)
             held.decode()
             count -= held.count
@@ -285,6 +287,7 @@ class Source:
             self._misuse = error
             return held
         held.events = page.events
+        self._haul.found += len(page.events)
         if page.dropped:
             self._engine.account.evicted_by_store(page.dropped)
         self._cursor = page.cursor
@@ -304,7 +307,7 @@ class Source:
             kinds=self._selection.kinds,
             cursor=self._cursor,
             in_order=not self._any_order,
-            holder=self._haul.terms.holder,
+            holder="" if self._selection.is_filtered else self._haul.terms.holder,
         )
 
 

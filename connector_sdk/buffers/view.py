@@ -7,7 +7,7 @@ from typing import Self
 
 import anyio.lowlevel
 
-from connector_sdk.buffers.arguments import check_flag, check_limit, check_types, names_of
+from connector_sdk.buffers.arguments import check_flag, check_limit, check_types, check_wanted_types, names_of
 from connector_sdk.buffers.core import BufferCore
 from connector_sdk.buffers.dead_letters import DeadLetters
 from connector_sdk.buffers.leases import AsyncLease, Lease
@@ -91,11 +91,19 @@ class EventBufferView:
         waiter = self._core.waiter_for_items(sleeper, min_items, timeout)
         return await self._sleep_until(sleeper, waiter, lambda: self._core.look_for_items(waiter))
 
-    def lease(self, max_events: int = 500, timeout: float = 60.0, *, renew: bool = True) -> AsyncLease:
+    def lease(
+        self,
+        max_events: int = 500,
+        timeout: float = 60.0,
+        *,
+        renew: bool = True,
+        types: Collection[str] | None = None,
+    ) -> AsyncLease:
         """Return a lease for `async with`: see `EventBuffer.lease`."""
         max_events = check_integer("max_events", max_events, minimum=1)
         timeout = check_seconds("timeout", timeout, above=0)
-        return AsyncLease(Lease(self._core, max_events, timeout, renew=check_flag("renew", renew)))
+        names = check_wanted_types(types)
+        return AsyncLease(Lease(self._core, max_events, timeout, renew=check_flag("renew", renew), types=names))
 
     @property
     def overflow(self) -> Overflow:

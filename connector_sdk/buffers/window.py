@@ -166,6 +166,29 @@ class Window:
         self.leased += max(0, limit - len(self.keys))
         return Batch(self.take(limit), keys, sizes, times)
 
+    def take_batch_of(self, names: AbstractSet[str], limit: int, entered: int) -> Batch:
+        """
+        Take out the *limit* oldest events whose `type` is in *names* so that they can be put back; the others keep their order.
+
+        Those that stay in front of the last one get keys, too, for what is put back goes between them.
+        """
+        matches = _matcher(names)
+        positions = list(islice((place for place, payload in enumerate(self.items) if matches(payload)), limit))
+        if not positions:
+            return Batch()
+        selected = [False] * (positions[-1] + 1)
+        for place in positions:
+            selected[place] = True
+        self._give_keys(len(selected) - len(self.keys), entered)
+        taken = Batch(
+            _pick(self.items, selected),
+            _pick(self.keys, selected),
+            _pick(self.sizes, selected),
+            _pick(self.times, selected),
+        )
+        self.bytes -= sum(taken.sizes)
+        return taken
+
     def take_types(self, names: AbstractSet[str], limit: int | None, entered: int) -> list[Payload]:
         """Take out the oldest events whose `type` is in *names*; the others keep their order."""
         if limit is None and not self.keys and not self.sizes and not self.times:
@@ -249,6 +272,24 @@ class Window:
             since = time
         return since
 
+    def _give_keys(self, number: int, entered: int) -> None:
+        """Treat the first *number* fresh events as if a lease had given them back."""
+        if number <= 0:
+            return
+        if not self.keep_times:
+            self.times.extend(self._fresh_times(number, entered))
+        self.keys.extend(range(self.leased, self.leased + number))
+        self.leased += number
+
+    def _fresh_times(self, number: int, entered: int) -> list[float]:
+        """Return for each of the first *number* fresh events a time before which it did not arrive."""
+        since = self._fresh_since(entered)
+        times: list[float] = []
+        for position, (_, time) in zip(self._mark_positions(entered), self.marks, strict=True):
+            times += repeat(since, min(position, number) - len(times))
+            since = time if position else since
+        return [*times, *repeat(since, number - len(times))]
+
     def _mark_positions(self, entered: int) -> list[int]:
         """Where each mark stands among the fresh events, counted from the first of them."""
         head = self._first_fresh(entered)
@@ -322,6 +363,13 @@ def _pop_left(column: deque[T], limit: int) -> list[T]:
     """Take the first *limit* values out of a column that may be shorter."""
     # Half the time of a loop that calls `popleft`: none of it is Python's own.
     return list(map(deque.popleft, repeat(column, min(limit, len(column)))))
+
+
+def _pick(column: deque[T], selected: Sequence[bool]) -> list[T]:
+    """Take the selected ones of the first values out of a column that may be empty."""
+    values = _pop_left(column, len(selected))
+    column.extendleft(compress(reversed(values), map(not_, reversed(selected))))
+    return list(compress(values, selected))
 
 
 def _keep(column: deque[T], kept: list[bool]) -> None:

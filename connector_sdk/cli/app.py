@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Final, Protocol, runtime_checkable
 
 import typer
 import typer.main
@@ -22,6 +22,9 @@ from connector_sdk.cli.console import (
     say,
 )
 from connector_sdk.errors import ConnectorError
+
+if TYPE_CHECKING:
+    from connector_sdk.cli.source import Source
 
 __all__ = ["app", "run"]
 
@@ -151,6 +154,14 @@ def demo(
     kill_redis: Annotated[
         bool, typer.Option("--kill-redis", help="With --buffer redis: kill that server on the way, and start it again.")
     ] = False,
+    bus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHERE",
+            help="Show the event bus instead of a buffer and an index: memory, redis or postgres (a server is started for "
+            "it), or the URL of one.",
+        ),
+    ] = None,
     is_json: Annotated[
         bool, typer.Option("--json", help="The account as one JSON object on stdout; the story goes to stderr.")
     ] = False,
@@ -166,6 +177,9 @@ def demo(
     source = (
         Source.of_traffic(seed, command.SESSIONS if events is None else events) if log is None else Source.of_log(log)
     )
+    if bus is not None:
+        _demo_of_bus(source, bus, seconds=seconds, rate=rate, events=events, is_json=is_json)
+        return
     options = command.DemoOptions(
         seconds=seconds,
         rate=rate,
@@ -181,6 +195,20 @@ def demo(
     prepare_environment(is_demo=True)
     with _ending():
         command.demo(source, options)
+
+
+def _demo_of_bus(
+    source: Source, bus: str, *, seconds: float, rate: float | None, events: int | None, is_json: bool
+) -> None:
+    from connector_sdk.cli import bus_demo as command  # noqa: PLC0415 - only for who asks for it
+    from connector_sdk.cli.demo import MOST_EVENTS  # noqa: PLC0415
+
+    options = command.BusDemoOptions(
+        bus=bus, seconds=seconds, rate=rate, most_events=events or MOST_EVENTS, is_json=is_json
+    )
+    prepare_environment(is_demo=True)
+    with _ending():
+        command.bus_demo(source, options)
 
 
 @app.command()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextvars
 import inspect
-import math
 import queue
 import threading
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import anyio.from_thread
 import anyio.lowlevel
 import anyio.to_thread
 
+from connector_sdk.callbacks import is_own_failure
 from connector_sdk.client.delivery import Delivery, Lane, Outcome, worse
 from connector_sdk.client.handlers import Handler, Handlers
 from connector_sdk.client.hooks import Hooks, wait_for
@@ -154,7 +154,7 @@ class Runners:
                         await fn(delivery.payload)  # type: ignore[misc]  # Plan.only_async is a coroutine function
                         outcome = delivered
                     except BaseException as error:
-                        if not _is_of_the_callback(error):
+                        if not is_own_failure(error):
                             raise
                         outcome = await self._gave_up(delivery.plan.handlers[0], delivery, error)
                 else:
@@ -184,7 +184,7 @@ class Runners:
                     )
                     await retrying(self._call, handler, delivery)
             except BaseException as error:
-                if not _is_of_the_callback(error):
+                if not is_own_failure(error):
                     raise
                 worst = worse(worst, await self._gave_up(handler, delivery, error))
                 if worst is Outcome.UNFINISHED:
@@ -281,14 +281,3 @@ class Runners:
             if worst is Outcome.UNFINISHED:
                 break
         return worst
-
-
-def _is_of_the_callback(error: BaseException) -> bool:
-    """
-    Whether *error* is the callback's own, rather than somebody's wish that we end.
-
-    A cancellation is the callback's own when nobody is cancelling us: it awaited something that was cancelled.
-    """
-    if isinstance(error, anyio.get_cancelled_exc_class()):
-        return anyio.current_effective_deadline() != -math.inf
-    return isinstance(error, Exception)

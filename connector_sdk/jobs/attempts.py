@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 
 from connector_sdk.buffers.dead_letters import Attempt
-from connector_sdk.errors import ConnectorError
+from connector_sdk.decisions import RetryLater
 from connector_sdk.payloads import Payload, encode_payload
 from connector_sdk.retries import ReconnectSchedule
 
@@ -26,19 +26,6 @@ _UNLIMITED_IN_A_ROW = (
 )
 _FEW_SUSPECTS = 4  # up to so many, it is more likely the events than a handler that is going away
 _MOST_ATTEMPTS = 50  # kept as evidence: the first and the last
-
-
-class RetryLater(ConnectorError):  # noqa: N818 - a handler says what is to be done
-    """
-    Raised by a handler: what it needs is away, and no event is to blame.
-
-    The batch is neither split nor counted against its events; it is tried again after a pause of at least *after*
-    seconds (None for the job's own pauses).
-    """
-
-    def __init__(self, message: str = "the handler asks to be called later", *, after: float | None = None) -> None:
-        self.after = after
-        super().__init__(message)
 
 
 class Verdict(enum.Enum):

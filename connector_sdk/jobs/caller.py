@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextvars
 import inspect
-import math
 import queue
 import threading
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from connector_sdk.callbacks import is_async_callable, is_quick_callable
 from connector_sdk.payloads import Payload
 from connector_sdk.wakeups import current_waker
 
-__all__ = ["Caller", "Handler", "is_own_failure"]
+__all__ = ["Caller", "Handler"]
 
 #: Does the work: gets the events, oldest first, and raises if they are to come again. What it returns is not looked at.
 Handler: TypeAlias = Callable[[list[Payload]], object]
@@ -108,14 +107,3 @@ class _Thread:
             context.run(work)
             self.is_busy = False
             del item, context, work  # what was handled must not live until the next call
-
-
-def is_own_failure(error: BaseException) -> bool:
-    """
-    Whether *error* is the handler's own, rather than somebody's wish that the job ends.
-
-    A cancellation is the handler's own when nobody is cancelling the job: it awaited something that was cancelled.
-    """
-    if isinstance(error, anyio.get_cancelled_exc_class()):
-        return anyio.current_effective_deadline() != -math.inf
-    return isinstance(error, Exception)

@@ -63,6 +63,8 @@ class Engine:
         self._is_draining = False
         self._is_standing = False
         self._failed_at: float | None = None
+        #: How many events had been given back when nothing was found; None when something was.
+        self._found_nothing_at: int | None = None
         #: Whether the process ends, and whoever ends it says what is left.
         self.is_at_exit = False
         #: What ended the last run, None for a stop.
@@ -140,7 +142,12 @@ class Engine:
             call()
 
     async def _left(self) -> int | None:
-        left = None if self.handling.is_buffer_away else await self.source.left(_ASKING)
+        if self.handling.is_buffer_away:
+            left = None
+        elif self.options.types is not None and self._found_nothing_at == self.handling.counts.given_back:
+            left = 0  # what waits is for others
+        else:
+            left = await self.source.left(_ASKING)
         if left and not self.is_at_exit:
             logger.warning("%s: ended with %d events left in the buffer", self.options.name, left)
         return left
@@ -194,6 +201,7 @@ class Engine:
         handling.moved()
         counts, before = handling.counts, handling.counts.delivered
         self._is_draining = True
+        self._found_nothing_at = None
         try:
             outcome, progress = Outcome.DONE, True
             while outcome is Outcome.DONE and progress:
@@ -209,6 +217,7 @@ class Engine:
             self._is_draining = False
             handling.moved()
         self._failed_at = None if outcome is Outcome.EMPTY else time.monotonic()
+        self._found_nothing_at = counts.given_back if outcome is Outcome.EMPTY else None
         seconds = time.monotonic() - began
         events = counts.delivered - before
         self._notifier.tell("job_run", job=self.options.name, events=events, seconds=seconds, outcome=str(outcome.name))
@@ -225,7 +234,7 @@ class Engine:
         if self._failed_at is not None:
             # What waits has just shown that it cannot be worked on: it is no reason to hurry.
             await anyio.sleep(self.options.retry_max)
-        await self.source.until_enough()
+        await self.source.until_enough(found_nothing=self._failed_at is None)
         scope.cancel()
 
     # -- the end

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from connector_sdk.buffers.blocking import BlockingBuffer
 from connector_sdk.buffers.memory import EventBuffer
 from connector_sdk.buffers.protocol import BufferBackend
@@ -31,7 +33,11 @@ class JobFace:
         jitter: each run but the first begins later by a random part of the interval, up to this: 0 to below 1.
         batch_size: events in one call at most, 1 or more. A run takes batches until nothing waits.
         trigger_size: run early when so many events wait, 1 or more; None to keep to the interval. A buffer in memory wakes
-            the job; others are asked for their size in each tenth of the interval, at least once a second.
+            the job; others are asked for their size in each tenth of the interval, at least once a second. With *types* every
+            buffer is asked, and events of any type count, less those that were left when nothing was found for this job: in
+            a buffer that others keep full only the interval counts.
+        types: handle only events whose `type` is in this collection of one name or more, such as
+            `{"actions", "summary"}`; all others stay, in their order, for other jobs. None handles every type.
         max_attempts: how often an event must fail alone, 1 or more, before it is given up; None to try for ever.
         patience: seconds that an event must have failed before it is given up although the handler has not returned for any
             other event meanwhile. Default 300.
@@ -43,7 +49,9 @@ class JobFace:
         lease_timeout: seconds after which the events of a process that died come again. A living one renews.
         exclusive: with a durable buffer, take nothing while others have events of it on lease. So each session stays in
             order, though a job dies: what it had comes first, after *lease_timeout*. Several jobs without a *leader* take
-            turns. False: they share the work, and a session may be worked on by two at once.
+            turns. False: they share the work, and a session may be worked on by two at once. With *types* it is always so:
+            one process keeps each session in order, but what a job had when it died may come behind what came after it. A
+            *leader* keeps two processes from handling the same types at once.
         leader: a `Leader`, so that one of many processes runs. When it stops being the leader the handler is cancelled, a
             plain one left to itself, and the events go back.
         stop_timeout: seconds for the last drain, 0 or more.
@@ -54,7 +62,7 @@ class JobFace:
 
     Raises:
         ConfigurationError: an option has a value that cannot work; or the buffer keeps no dead letters, *dead_letters* is
-            None, and *max_attempts* is not.
+            None, and *max_attempts* is not; or the buffer cannot hand out events by type, and *types* is given.
 
     *When the handler fails.* A batch that fails is halved at once, without a pause, until the event that makes it fail stands
     alone: at most about 2 x log2(`batch_size`) calls. All others are done by then, except those of its session, which wait
@@ -81,6 +89,7 @@ class JobFace:
         jitter: float = 0.1,
         batch_size: int = 500,
         trigger_size: int | None = None,
+        types: Collection[str] | None = None,
         max_attempts: int | None = 5,
         patience: float = 300.0,
         retry_initial: float = 0.5,
@@ -102,6 +111,7 @@ class JobFace:
             jitter=jitter,
             batch_size=batch_size,
             trigger_size=trigger_size,
+            types=types,
             max_attempts=max_attempts,
             patience=patience,
             retry_initial=retry_initial,

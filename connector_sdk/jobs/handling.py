@@ -12,9 +12,10 @@ from typing import Final
 import anyio
 
 from connector_sdk.buffers.dead_letters import Attempt
+from connector_sdk.callbacks import is_own_failure
 from connector_sdk.errors import ConnectorError
 from connector_sdk.jobs.attempts import Suspects
-from connector_sdk.jobs.caller import Caller, Handler, is_own_failure
+from connector_sdk.jobs.caller import Caller, Handler
 from connector_sdk.jobs.options import JobOptions
 from connector_sdk.jobs.source import Source
 from connector_sdk.jobs.turns import Turns

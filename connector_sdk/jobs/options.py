@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
-from connector_sdk.buffers.arguments import check_flag
+from connector_sdk.buffers.arguments import check_flag, check_wanted_types
 from connector_sdk.buffers.dead_letters import Evidence
 from connector_sdk.callbacks import is_async_callable
 from connector_sdk.errors import ConfigurationError
@@ -40,6 +40,7 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
     jitter: float
     batch_size: int
     trigger_size: int | None
+    types: frozenset[str] | None
     max_attempts: int | None
     patience: float
     retry_initial: float
@@ -62,6 +63,7 @@ def check_options(
     jitter: float,
     batch_size: int,
     trigger_size: int | None,
+    types: Collection[str] | None,
     max_attempts: int | None,
     patience: float,
     retry_initial: float,
@@ -93,6 +95,7 @@ def check_options(
         jitter=float(jitter),
         batch_size=check_integer("batch_size", batch_size, minimum=1),
         trigger_size=None if trigger_size is None else check_integer("trigger_size", trigger_size, minimum=1),
+        types=check_wanted_types(types),
         max_attempts=None if max_attempts is None else check_integer("max_attempts", max_attempts, minimum=1),
         patience=check_seconds("patience", patience),
         retry_initial=retry_initial,

@@ -21,7 +21,7 @@ class JobReport(msgspec.Struct, frozen=True, kw_only=True):
     """How a run of a job ended."""
 
     drained: bool = False  #: nothing waits any more, and nothing was given back
-    left: int | None = None  #: events that wait in the buffer; None when it could not be asked
+    left: int | None = None  #: events that wait in the buffer, of the job's `types`; None when that cannot be said
     running: int = 0  #: plain handlers that did not end in time, and were left alone in their threads
 
 

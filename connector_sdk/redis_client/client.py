@@ -59,6 +59,7 @@ class RedisClient:
 
     def _start_anew(self) -> None:
         self._links: dict[Server, Link] = {}
+        self._dropped: list[Link] = []
         # The servers that may be asked for a key nobody is known to have, the next one first.
         # With sentinels: none but the master, wherever it is.
         self._entries = list(self.address.servers if self._sentinels is None else self.address.servers[:1])
@@ -109,6 +110,18 @@ class RedisClient:
         left = deadline - time.monotonic()
         return await self._request(pack(("EVAL", script.source, *tail)), keys[0], left, repeatable, in_doubt=in_doubt)
 
+    def disconnect(self) -> None:
+        """
+        Drop every connection now; requests under way fail, those that were sent in doubt. The next call connects anew.
+
+        For connections of one's own that block: the server forgets a blocked request when its connection is gone.
+        """
+        dropped, self._links = list(self._links.values()), {}
+        for link in dropped:
+            link.abort("the connection was dropped")
+        # Their transports close in the next turn of the loop; `aclose` waits for the last ones.
+        self._dropped = dropped
+
     async def aclose(self) -> None:
         """
         Close every connection and wait until they are closed; requests under way fail. The client is of no more use.
@@ -120,8 +133,9 @@ class RedisClient:
             self._closed = True
             return
         self._closed = True
-        links = list(self._links.values())
+        links = [*self._links.values(), *self._dropped]
         self._links.clear()
+        self._dropped.clear()
         for link in links:
             link.abort("the client was closed")
         for link in links:

@@ -3,8 +3,8 @@ For our users' tests as much as for our own: a scripted connector on a real sock
 
 `ConnectorServer` serves events as a connector does, and does on demand what connectors and networks do on bad days: the
 steps of a script (`Cut`, `Stall`, `Status`, ...) say what happens to which connection. `RedisServer` runs a real Redis or
-Valkey that can be killed and paused. Every name resolves on first use, so that importing this package costs nothing and
-needs no pytest.
+Valkey that can be killed and paused, `PostgresServer` a real PostgreSQL. Every name resolves on first use, so that
+importing this package costs nothing and needs no pytest.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ import importlib
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from connector_sdk.testing.bus_contract import EventBusContract as EventBusContract
     from connector_sdk.testing.contracts import BufferBackendContract as BufferBackendContract
+    from connector_sdk.testing.log_case import LogOptions as LogOptions
+    from connector_sdk.testing.log_contract import EventLogContract as EventLogContract
+    from connector_sdk.testing.postgres_server import PostgresServer
     from connector_sdk.testing.records import LoggedEvent, Request
     from connector_sdk.testing.redis_server import RedisServer
     from connector_sdk.testing.script import (
@@ -44,6 +48,7 @@ __all__ = [
     "Garbage",
     "LoggedEvent",
     "NoResume",
+    "PostgresServer",
     "Raw",
     "Redirect",
     "RedisServer",
@@ -59,11 +64,18 @@ __all__ = [
 ]
 
 #: Names that need the `testing` extra, and the module that has each.
-_WITH_PYTEST: Final = {"BufferBackendContract": "contracts", "EventStoreContract": "store_contract"}
+_WITH_PYTEST: Final = {
+    "BufferBackendContract": "contracts",
+    "EventBusContract": "bus_contract",
+    "EventLogContract": "log_contract",
+    "EventStoreContract": "store_contract",
+    "LogOptions": "log_case",
+}
 _HOMES: Final = {
     **dict.fromkeys(__all__, "script"),
     "ConnectorServer": "server",
     "LoggedEvent": "records",
+    "PostgresServer": "postgres_server",
     "RedisServer": "redis_server",
     "Request": "records",
     **_WITH_PYTEST,

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
-import sys
-import tempfile
 import time
-import warnings
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,15 +14,14 @@ from typing import Final, Self
 from connector_sdk.errors import ClientStateError, ConfigurationError, ConnectorError
 from connector_sdk.options import check_integer
 from connector_sdk.testing.child import Child
-from connector_sdk.testing.engine import bind
 from connector_sdk.testing.redis_binaries import embedded_binary, find_binaries, release_of
+from connector_sdk.testing.server_parts import ServerParts
 
 __all__ = ["RedisServer", "embedded_binary", "find_binaries"]
 
 _PATIENCE: Final = 10.0  # seconds until a server that does not answer is given up
 _ATTEMPTS: Final = 5  # at a port that somebody else takes in the same moment
 _IN_USE: Final = "Address already in use"
-_LOG: Final = "server.log"
 
 
 class RedisServer:
@@ -76,7 +71,7 @@ class RedisServer:
         self._arguments = tuple(arguments)
         self._wanted_directory = None if directory is None else Path(directory).absolute()
         self._wanted_port = check_integer("port", port, minimum=0, maximum=65535)
-        self._parts: _Parts | None = None
+        self._parts: ServerParts | None = None
         self._abandoned: weakref.finalize[[], RedisServer] | None = None
 
     def __repr__(self) -> str:
@@ -97,7 +92,7 @@ class RedisServer:
         attempts = _ATTEMPTS if self._wanted_port == 0 else 1
         while True:
             attempts -= 1
-            parts = self._parts = _Parts(self._wanted_directory, self._wanted_port)
+            parts = self._parts = ServerParts("RedisServer", self._wanted_directory, self._wanted_port)
             self._abandoned = weakref.finalize(self, parts.abandon)
             try:
                 self._run(parts)
@@ -189,7 +184,7 @@ class RedisServer:
         """The product's own version, for example "9.1.2" (a Valkey calls itself Redis 7.2.4 beside)."""
         return self._release.version
 
-    def _command(self, parts: _Parts) -> list[str]:
+    def _command(self, parts: ServerParts) -> list[str]:
         words = list(self._arguments)
         config = [words.pop(0)] if words and not words[0].startswith("-") else []
         ours = ["--bind", "127.0.0.1", "--port", str(parts.port), "--dir", str(parts.directory)]
@@ -200,7 +195,7 @@ class RedisServer:
             ours += ["--appendonly", "yes", "--appendfsync", "always"]
         return [str(self._binary), *config, *ours, *words]
 
-    def _run(self, parts: _Parts) -> None:
+    def _run(self, parts: ServerParts) -> None:
         parts.run(self._command(parts))
         deadline = time.monotonic() + _PATIENCE
         pause = 0.001
@@ -214,7 +209,7 @@ class RedisServer:
             time.sleep(pause)
             pause = min(2 * pause, 0.02)
 
-    def _started(self) -> _Parts:
+    def _started(self) -> ServerParts:
         if self._parts is None:
             raise ClientStateError("this RedisServer is not started: enter it with `with`, or call start()")
         return self._parts
@@ -224,71 +219,6 @@ class RedisServer:
         if child is None or child.exit_code is not None:
             raise ClientStateError("this RedisServer is down: restart() starts it again")
         return child
-
-
-class _Parts:
-    """What a started server holds of the machine: a folder, a port, a process."""
-
-    def __init__(self, directory: Path | None, port: int) -> None:
-        self._owner = os.getpid()
-        self._removed = directory is None
-        try:
-            holder = bind(port)
-        except OSError as error:
-            raise ConfigurationError("port", port, f"a free port of 127.0.0.1 ({error})") from error
-        self.port: Final[int] = holder.getsockname()[1]
-        # On Linux a socket that is bound and does not listen keeps a port from others and lets a server listen on it.
-        self._holder: socket.socket | None = holder
-        if sys.platform != "linux":
-            self._let_port_go()
-        try:
-            if directory is not None:
-                directory.mkdir(parents=True, exist_ok=True)
-            self.directory = directory or Path(tempfile.mkdtemp(prefix="redis-server-"))
-        except BaseException:
-            self._let_port_go()
-            raise
-        self.child: Child | None = None
-
-    @property
-    def log(self) -> str:
-        path = self.directory / _LOG
-        return path.read_text(errors="replace") if path.exists() else ""
-
-    def run(self, command: Sequence[str]) -> None:
-        leavings = self.directory if self._removed else None
-        self.child = Child(command, directory=self.directory, log=self.directory / _LOG, leavings=leavings)
-
-    def kill(self) -> None:
-        if self.child is not None:
-            self.child.kill()
-
-    def shut_down(self) -> None:
-        if self.child is not None:
-            self.child.terminate(_PATIENCE)
-
-    def release(self) -> None:
-        """End and give back everything."""
-        try:
-            if self._removed:
-                self.kill()
-                shutil.rmtree(self.directory, ignore_errors=True)
-            else:
-                self.shut_down()
-        finally:
-            self._let_port_go()
-
-    def abandon(self) -> None:
-        """Do the same for one that was forgotten."""
-        if os.getpid() != self._owner:
-            return  # a forked child has no part in it
-        warnings.warn(f"a RedisServer on port {self.port} was never stopped", ResourceWarning, stacklevel=2)
-        self.release()
-
-    def _let_port_go(self) -> None:
-        if self._holder is not None:
-            self._holder.close()
-            self._holder = None
 
 
 def _default_binary() -> Path:

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from tests.benchmarks import bench_bridge, bench_chain, bench_client, bench_leases, bench_redis, bench_sqlite
+from tests.benchmarks import bench_bridge, bench_bus, bench_chain, bench_client, bench_leases, bench_redis, bench_sqlite
 from tests.benchmarks.peers import PEERS, PeersNotAvailableError, peers_python
 from tests.benchmarks.report import Row, render
 from tests.benchmarks.runs import CandidateCrashedError
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan
     peers: Path | None = None
-    if not options.no_peers and options.only in (None, "client", "redis"):
+    if not options.no_peers and options.only in (None, "client", "redis", "bus"):
         tell("the peers' environment .venv-bench (made once)")
         try:
             peers = peers_python()
@@ -50,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows += bench_buffer.run(quick=options.quick)
         if options.only in (None, "redis"):
             rows += bench_redis.run(quick=options.quick, rounds=options.rounds, peers=peers, progress=tell)
+        if options.only in (None, "bus"):
+            rows += bench_bus.run(quick=options.quick, rounds=options.rounds, peers=peers, progress=tell)
         for name, bench in _WITHOUT_PEERS.items():
             if options.only in (None, name):
                 rows += bench(quick=options.quick, rounds=options.rounds, progress=tell)
@@ -76,7 +78,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few rounds of few events: does it all work?")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
-    parser.add_argument("--only", choices=("client", "buffer", "redis", *_WITHOUT_PEERS), help="measure only this")
+    parser.add_argument(
+        "--only", choices=("client", "buffer", "redis", "bus", *_WITHOUT_PEERS), help="measure only this"
+    )
     parser.add_argument("--no-peers", action="store_true", help="leave the other packages out, and install nothing")
     parser.add_argument("--rounds", type=positive, help="how often each candidate runs (default 5, quick 2)")
     return parser.parse_args(arguments)

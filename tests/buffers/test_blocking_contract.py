@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ from anyio.to_thread import run_sync
 from connector_sdk.buffers.blocking import BlockingBuffer, BlockingLease, LoopKind
 from connector_sdk.buffers.dead_letters import BlockingDeadLetters, DeadLetter, Evidence, Replayed, Where
 from connector_sdk.buffers.memory import EventBuffer
+from connector_sdk.buffers.postgres import PostgresEventBuffer
 from connector_sdk.buffers.protocol import BufferBackend, DeadLettering, Leasing, Paged, Peeking, Typed
 from connector_sdk.buffers.redis import RedisEventBuffer
 from connector_sdk.buffers.sqlite import SQLiteEventBuffer
@@ -45,8 +47,15 @@ class Threaded:
     async def drain_page(self, max_items: int) -> list[Payload]:
         return await run_sync(self.buffer.drain_page, max_items)
 
-    def lease(self, max_events: int = 500, timeout: float = 60.0, *, renew: bool = True) -> ThreadedLease:
-        return ThreadedLease(self.buffer.lease(max_events, timeout, renew=renew))
+    def lease(
+        self,
+        max_events: int = 500,
+        timeout: float = 60.0,
+        *,
+        renew: bool = True,
+        types: Collection[str] | None = None,
+    ) -> ThreadedLease:
+        return ThreadedLease(self.buffer.lease(max_events, timeout, renew=renew, types=types))
 
     @property
     def dead_letters(self) -> ThreadedLetters:
@@ -175,6 +184,17 @@ class TestOverRedis(_Faces):
             acquire_timeout=10.0,
             response_timeout=10.0,
             connect_timeout=10.0,
+        )
+
+
+class TestOverPostgres(_Faces):
+    @pytest.fixture(autouse=True)
+    def _server(self, postgres: str) -> None:
+        self.dsn, self.prefix = postgres, f"test-{uuid.uuid4().hex}"
+
+    def make_buffer(self) -> BufferBackend:
+        return PostgresEventBuffer(
+            self.dsn, self.prefix, acquire_timeout=10.0, response_timeout=10.0, connect_timeout=10.0
         )
 
 

@@ -78,7 +78,7 @@ class Run:
 
     async def lease(self) -> None:
         with contextlib.suppress(BufferUnavailableError, LeaseError):
-            async with self.buffer.lease(3) as lease:
+            async with self.buffer.lease(3, types=self.chance.choice([None, {"summary", "survey"}])) as lease:
                 done, rest = lease.events[:2], lease.events[2:]
                 await self.acknowledge(lease, done)
                 if self.chance.random() < 0.5:

@@ -10,6 +10,7 @@ import gc
 import os
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -17,6 +18,7 @@ import pytest
 
 from connector_sdk.buffers.durable import DurableBuffer
 from connector_sdk.buffers.leases import LeaseState
+from connector_sdk.buffers.store import Page
 from connector_sdk.errors import (
     BufferClosedError,
     BufferUnavailableError,
@@ -301,7 +303,35 @@ async def test_a_holder_is_a_printable_name(holder: object) -> None:
             buffer.lease(holder=holder)  # type: ignore[arg-type]  # what must be refused
 
 
-async def test_a_lease_that_was_taken_without_an_answer_comes_back_before_all_others() -> None:
+async def test_who_wants_some_types_waits_for_nobody() -> None:
+    async with DurableBuffer(MemoryStore()) as buffer:
+        for number in range(4):
+            await buffer.add(summary(number))
+        async with buffer.lease(1) as other, buffer.lease(holder="me", types={"summary"}) as mine:
+            assert (numbers(other), numbers(mine)) == ([0], [1, 2, 3])
+
+
+class LongWay(MemoryStore):
+    """Has nothing of the wanted types on the first pages."""
+
+    async def take(self, shard: int, lease: str, limit: int, **options: Any) -> Page:
+        if len(options["cursor"]) < 4:
+            await anyio.sleep(0.2)
+            return Page(left=10, cursor=options["cursor"] + "x")
+        return await super().take(shard, lease, limit, **options)
+
+
+async def test_a_lease_looks_on_until_it_has_found_something_of_its_types() -> None:
+    async with DurableBuffer(LongWay(), overflow="block") as buffer:
+        await buffer.add(summary(0))
+        with contextlib.suppress(LeaseExpiredError):  # on a busy machine, when it is left
+            async with buffer.lease(timeout=1.0, types={"summary"}) as lease:
+                pass
+        assert numbers(lease.events) == [0]
+
+
+@pytest.mark.parametrize("types", [None, {"summary"}])
+async def test_a_lease_that_was_taken_without_an_answer_comes_back_before_all_others(types: set[str] | None) -> None:
     store = MemoryStore()
     async with DurableBuffer(store, overflow="block") as buffer:
         for number in range(2):
@@ -309,13 +339,13 @@ async def test_a_lease_that_was_taken_without_an_answer_comes_back_before_all_ot
         faults = {"take": unanswered(applied=True), "give_back": refused()}
         store.choose = lambda operation, shard: faults.pop(operation, None)
         with pytest.raises(BufferUnavailableError):
-            async with buffer.lease(1, holder="me"):
+            async with buffer.lease(1, holder="me", types=types):
                 pass
         await buffer.add(summary(2))
         with anyio.fail_after(PATIENCE):
             while True:
                 with contextlib.suppress(BufferUnavailableError):
-                    async with buffer.lease(holder="me") as lease:
+                    async with buffer.lease(holder="me", types=types) as lease:
                         if lease.events:
                             break
                 await anyio.sleep(0.01)

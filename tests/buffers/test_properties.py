@@ -169,11 +169,18 @@ class BufferMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.clock.pass_by(seconds)
 
-    @rule(target=leases, limit=st.integers(1, 4), timeout=st.sampled_from([0.5, 2.0, 60.0]), renew=st.booleans())
-    def open_lease(self, limit: int, timeout: float, renew: bool) -> Loan:
+    @rule(
+        target=leases,
+        limit=st.integers(1, 4),
+        timeout=st.sampled_from([0.5, 2.0, 60.0]),
+        renew=st.booleans(),
+        types=st.none() | st.sets(st.sampled_from([*sorted(KINDS), "survey"]), min_size=1),
+    )
+    def open_lease(self, limit: int, timeout: float, renew: bool, types: set[str] | None) -> Loan:
         self.tidy()
-        taken, self.waiting = self.waiting[:limit], self.waiting[limit:]
-        lease = self.buffer.lease(limit, timeout, renew=renew).__enter__()
+        taken = [number for number in self.waiting if types is None or self.kinds[number] in types][:limit]
+        self.waiting = [number for number in self.waiting if number not in taken]
+        lease = self.buffer.lease(limit, timeout, renew=renew, types=types).__enter__()
         assert numbers(lease) == taken
         loan = Loan(lease, list(taken), math.inf if renew else self.clock.now + timeout)
         self.loans.append(loan)

@@ -26,6 +26,8 @@ from tests.docs.pages import DOCS, ROOT, blocks, links, name_of, pages
 SERVED = "http://127.0.0.1:8765/stream/demo"
 #: Where a Redis listens that is installed the usual way; a page that names it gets an empty server of its own.
 REDIS = "redis://localhost:6379/0"
+#: The same for PostgreSQL: an empty database of its own.
+POSTGRES = "postgresql://localhost/events"
 
 EVENTS: list[Event] = [
     ActionsPayload(
@@ -51,10 +53,12 @@ def python_pages() -> list[Path]:
 @pytest.mark.parametrize("page", python_pages(), ids=name_of)
 def test_the_programs_of_a_page_run(
     page: Path,
+    *,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     connector_server: ConnectorServerFactory,
+    request: pytest.FixtureRequest,
 ) -> None:
     """All in one namespace, from top to bottom; a function that is a test is called as pytest would."""
     monkeypatch.chdir(tmp_path)
@@ -64,12 +68,14 @@ def test_the_programs_of_a_page_run(
     with contextlib.ExitStack() as servers:
         server = servers.enter_context(ConnectorServer(EVENTS, end="stop"))
         monkeypatch.setenv("CONNECTOR_URL", server.url)
-        needs_redis = any(REDIS in block.text for block in blocks(page) if block.language == "python")
-        redis_url = servers.enter_context(RedisServer()).url if needs_redis else REDIS
+        programs = "".join(block.text for block in blocks(page) if block.language == "python" and block.runs)
+        redis_url = servers.enter_context(RedisServer()).url if REDIS in programs else REDIS
+        postgres_url = str(request.getfixturevalue("postgres_url")) if POSTGRES in programs else POSTGRES
         for block in blocks(page):
             if block.language != "python" or not block.runs:
                 continue
-            source = "\n" * (block.line - 1) + block.text.replace(SERVED, server.url).replace(REDIS, redis_url)
+            text = block.text.replace(SERVED, server.url).replace(REDIS, redis_url).replace(POSTGRES, postgres_url)
+            source = "\n" * (block.line - 1) + text
             known = set(vars(module))
             exec(compile(source, str(page), "exec"), vars(module))
             for name in sorted(set(vars(module)) - known):

@@ -14,9 +14,15 @@ from connector_sdk import (
     ConfigurationError,
     ConnectorClient,
     EventBuffer,
+    EventBus,
+    GroupConsumer,
     MemoryCheckpoint,
+    MemoryLog,
     OutageBridge,
+    PostgresEventBuffer,
+    PostgresLog,
     RedisEventBuffer,
+    RedisLog,
     SQLiteEventBuffer,
 )
 from connector_sdk.client.options import ENVIRONMENT
@@ -41,21 +47,34 @@ CLIENT = {code(row["option"]): row for row in rows(0)}
 BUFFER = {code(row["option"]): row for row in rows(1)}
 REDIS_BUFFER = {code(row["option"]): row for row in rows(2)}
 SQLITE_BUFFER = {code(row["option"]): row for row in rows(3)}
-BRIDGE = {code(row["option"]): row for row in rows(4)}
-BLOCKING_BUFFER = {code(row["option"]): row for row in rows(5)}
+#: Those of which only names, order and defaults are looked at, in the order of the page.
+OTHERS: list[Callable[..., object]] = [
+    PostgresEventBuffer,
+    OutageBridge,
+    BlockingBuffer,
+    EventBus,
+    EventBus.subscribe,
+    MemoryLog,
+    RedisLog,
+    PostgresLog,
+]
+#: The tables of `create_event_bus` and `open_buffer` are before this one.
+LAST: dict[Callable[..., object], int] = {GroupConsumer: 4 + len(OTHERS) + 2}
 TABLES: dict[Callable[..., object], dict[str, dict[str, str]]] = {
     ConnectorClient: CLIENT,
     EventBuffer: BUFFER,
     RedisEventBuffer: REDIS_BUFFER,
     SQLiteEventBuffer: SQLITE_BUFFER,
-    OutageBridge: BRIDGE,
-    BlockingBuffer: BLOCKING_BUFFER,
+    **{
+        face: {code(row["option"]): row for row in rows(number)}
+        for face, number in {**{face: 4 + i for i, face in enumerate(OTHERS)}, **LAST}.items()
+    },
 }
 
 
 def public_parameters(face: Callable[..., object]) -> dict[str, inspect.Parameter]:
     parameters = inspect.signature(face).parameters
-    return {name: value for name, value in parameters.items() if not name.startswith("_")}
+    return {name: value for name, value in parameters.items() if not name.startswith("_") and name != "self"}
 
 
 @pytest.mark.parametrize("face", [ConnectorClient, AsyncConnectorClient])
@@ -63,8 +82,8 @@ def test_every_option_of_a_client_is_there_in_order(face: type) -> None:
     assert list(CLIENT) == list(public_parameters(face))
 
 
-@pytest.mark.parametrize("face", [EventBuffer, RedisEventBuffer, SQLiteEventBuffer, OutageBridge, BlockingBuffer])
-def test_every_option_of_a_buffer_is_there_in_order(face: type) -> None:
+@pytest.mark.parametrize("face", list(TABLES)[1:])
+def test_every_option_of_a_buffer_a_bus_or_a_log_is_there_in_order(face: Callable[..., object]) -> None:
     assert list(TABLES[face]) == list(public_parameters(face))
 
 
@@ -78,7 +97,7 @@ def test_the_defaults_are_those_of_the_code(face: Callable[..., object]) -> None
         default = public_parameters(face)[name].default
         if row["default"] == "none":
             assert default in ("", inspect.Parameter.empty)
-        elif isinstance(default, int | float):
+        elif isinstance(default, int | float) and not isinstance(default, bool):
             assert float(code(row["default"])) == default, name
         else:
             assert code(row["default"]).replace('"', "'") == repr(default), name

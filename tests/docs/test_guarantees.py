@@ -37,14 +37,14 @@ def rows() -> list[dict[str, str]]:
 
 @cache
 def names_in(path: str) -> frozenset[str]:
-    """The names of the tests in a module, read without importing it: `test_x`, `TestClass::test_x`."""
+    """The names of the tests in a module, read without importing it: `test_x`, `TestClass::test_x`, `SomeContract::test_x`."""
     file = ROOT / path
     assert file.is_file(), f"there is no {path}"
     names: set[str] = set()
     for node in ast.parse(file.read_text()).body:
         if _is_test(node):
             names.add(getattr(node, "name", ""))
-        elif isinstance(node, ast.ClassDef) and node.name.startswith("Test"):
+        elif isinstance(node, ast.ClassDef) and (node.name.startswith("Test") or node.name.endswith("Contract")):
             names |= {f"{node.name}::{getattr(inner, 'name', '')}" for inner in node.body if _is_test(inner)}
     return frozenset(names)
 

