@@ -77,9 +77,14 @@ def test_a_run_never_overlaps_itself_and_missed_ones_are_merged(face: str) -> No
 
 
 def test_enough_events_start_a_run_early(face: str) -> None:
-    buffer, index = EventBuffer(), Index()
-    with running(face, buffer, index, interval=3600, trigger_size=3) as run:
-        until(lambda: run.job.stats().runs == 1)
+    buffer, index, ended = EventBuffer(), Index(), threading.Event()
+
+    class Hears:
+        def job_run(self, **facts: object) -> None:
+            ended.set()
+
+    with running(face, buffer, index, interval=3600, trigger_size=3, observer=Hears()) as run:
+        assert ended.wait(10), "the run at the start, which finds nothing"
         buffer.add(event(1))
         buffer.add(event(2))
         time.sleep(0.1)
