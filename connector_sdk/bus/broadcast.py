@@ -61,8 +61,10 @@ class BroadcastIntake:
         self._cursors: dict[str, str] = {}
         self._begins: dict[str, str] = {}
         self._skip: dict[str, str] = {}
+        self._created: list[str] = []
         self._elders: list[BroadcastIntake] = []
         self._reader: OwnedTask | None = None
+        self._inheriting: list[OwnedTask] = []
         self._work: Work
         self.is_live = False
         self.group = None
@@ -80,9 +82,6 @@ class BroadcastIntake:
     async def begin(self, start: Start) -> None:
         """Find the place to begin at, and begin. What is published after this returned is delivered."""
         log = self._log
-        topics = [self._pattern.text]
-        if self._pattern.is_wild:
-            topics = [topic for topic in await self._feed.list_topics() if self.matches(topic)]
         ends: dict[str, str] = {}
 
         async def find(topic: str) -> None:
@@ -90,18 +89,35 @@ class BroadcastIntake:
             self._cursors[topic] = end if start == "now" else await resolve_start(log, topic, start)
             ends[topic] = end
 
-        await for_each(topics, find)
+        try:
+            topics = [self._pattern.text]
+            if self._pattern.is_wild:
+                self._feed.watch(self)
+                topics = [topic for topic in await self._feed.list_topics() if self.matches(topic)]
+            await for_each(topics, find)
+        finally:
+            self._feed.unwatch(self)
+        for topic in self._created:
+            if topic not in ends:
+                self._cursors[topic] = ends[topic] = START
         self._begins = dict(self._cursors)
         self._elders = [one for one in self._feed.intakes if one._identity == self._identity]
         self._feed.join(self, ends)
         if not self._go_live():
             self._read_by_oneself()
 
+    def topic_created(self, topic: str) -> None:
+        """Note a topic that comes into being while the place to begin at is looked for."""
+        if self.matches(topic):
+            self._created.append(topic)
+
     def end(self) -> None:
         """Take nothing more; what others with the same handler left to this one is theirs from now on."""
+        if self.is_live:
+            self._cursors = {topic: at for topic, at in self._feed.cursors.items() if self.matches(topic)}
         self.is_live = False
-        if self._reader is not None:
-            self._reader.cancel()
+        for task in (*self._inheriting, *([] if self._reader is None else [self._reader])):
+            task.cancel()
         self._feed.leave(self)
 
     def heirs(self) -> list[BroadcastIntake]:
@@ -112,13 +128,54 @@ class BroadcastIntake:
         """Take what *elder*, which ends, had not begun."""
         if elder in self._elders:
             self._elders.remove(elder)
+        self._work.add(self._without_elders([record for record in records if self._is_mine(record)]))
+        # What it had not read yet was passed over here as far as this one has come.
         order = self._log.order
-        mine = [
-            record
-            for record in records
-            if self.matches(record.topic) and order(record.position) > order(self._begins.get(record.topic, START))
-        ]
-        self._work.add(self._without_elders(mine))
+        mine = self._feed.cursors if self.is_live else self._cursors
+        behind = {
+            topic: cursor
+            for topic, cursor in elder._cursors.items()
+            if self.matches(topic) and order(cursor) < order(mine.get(topic, START))
+        }
+        if behind:
+            until = {topic: order(mine[topic]) for topic in behind}
+            name = f"bus inheritance of {self._pattern.text}"
+            self._inheriting = [task for task in self._inheriting if not task.is_over]
+            self._inheriting.append(self._tasks.start(lambda: self._read_for(elder, behind, until), name))
+
+    async def _read_for(
+        self, elder: BroadcastIntake, cursors: dict[str, str], until: dict[str, tuple[int, ...]]
+    ) -> None:
+        """Read what *elder* would have taken after *cursors*."""
+        order = self._log.order
+        patience = Patience(self._outages)
+        try:
+            while cursors:
+                await self._work.wait_for_room(self._queue_size - min(_PAGE, max(1, self._queue_size // 2)))
+                room = max(1, self._queue_size - self._work.waiting)
+                try:
+                    reading = await self._log.read(cursors, limit=min(room, _PAGE), wait=0.0)
+                except Exception as error:  # noqa: BLE001 - as in the feed
+                    await patience.wait(error)
+                    continue
+                patience.succeeded()
+                for loss in reading.losses:
+                    self.lost(loss)
+                cursors |= reading.cursors
+                found: list[Record] = []
+                for record in reading.records:
+                    cursors[record.topic] = record.position
+                    if order(record.position) <= until[record.topic] and elder._takes(record) and self._is_mine(record):
+                        found.append(record)
+                self._work.add(self._without_elders(found))
+                more = bool(reading.records or reading.cursors)
+                cursors = {name: at for name, at in cursors.items() if more and order(at) < until[name]}
+        finally:
+            patience.give_up()
+
+    def _is_mine(self, record: Record) -> bool:
+        order = self._log.order
+        return self.matches(record.topic) and order(record.position) > order(self._begins.get(record.topic, START))
 
     def offer(self, topic: str, run: Sequence[Record]) -> None:
         """Take what the feed has read of *topic*, or as much as there is room for."""
@@ -152,6 +209,8 @@ class BroadcastIntake:
         """Whether it has taken everything up to *ends*, as far as it is for it."""
         order = self._log.order
         cursors = self._feed.cursors if self.is_live else self._cursors
+        if not all(task.is_over for task in self._inheriting):
+            return False
         return all(order(cursors.get(topic, START)) >= order(end) for topic, end in ends.items() if self.matches(topic))
 
     # From the past to the present

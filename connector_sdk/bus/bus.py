@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Final, Self, TypeAlias
 
@@ -19,6 +20,7 @@ from connector_sdk.bus.handlers import Handler, Subscriber
 from connector_sdk.bus.iteration import EventStream
 from connector_sdk.bus.log import Body, EventLog, Loss
 from connector_sdk.bus.members import GroupIntake, beat_all
+from connector_sdk.bus.once import once
 from connector_sdk.bus.publishing import Publisher
 from connector_sdk.bus.readings import BusReadings
 from connector_sdk.bus.registry import EventRegistry
@@ -316,6 +318,26 @@ class EventBus(BusReadings):
         """
         self._check_open()
         return EventStream(self, topic, start, self._queue_size if queue_size is None else queue_size, self._streams)
+
+    def once(self, key: str, ttl: float) -> AbstractAsyncContextManager[bool]:
+        """
+        Guard an effect against redelivery: `async with bus.once(event.event_id, ttl=3600) as first: ...`
+
+        *first* is True for one block among all buses on this log, and False for *ttl* seconds (1 to 604,800) after it ended
+        without an error. One that ends by an error or a cancellation frees *key* (any text of 1 to 512 characters), and so
+        does, after `hold` seconds, the death of its process: the next one is the first again.
+
+        What it cannot do: who dies after the effect and before the end of the block leaves no mark, and the effect comes
+        again. A process that was paused or cut off for `hold` seconds inside the block has lost the key, which is logged.
+
+        Raises:
+            RetryAfter: another block is at it. In a handler: the event comes again soon, and the attempt does not count.
+            BusUnavailableError: the storage is away; at the end of the block: the mark could not be made.
+            BusClosedError: the bus is not open.
+        """
+        if self._state not in _PUBLISHING:
+            self._check_open()
+        return once(key, ttl, log=self._log, tasks=self._tasks, hold=self._hold, warnings=self._warnings)
 
     async def recover(self, group: str, idle: float | None = None) -> RecoveryReport:
         """

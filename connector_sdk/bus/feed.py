@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 import anyio
+import anyio.lowlevel
 
 from connector_sdk.bus.log import START, EventLog, Loss, Reading, Record
 from connector_sdk.bus.outages import Outages, Patience
@@ -67,6 +68,7 @@ class Feed:
                     self._patience.succeeded()
                     if reading is not None:
                         self._dispatch(reading)
+                        await anyio.lowlevel.checkpoint()  # handlers first, and then the next request
                 except Exception as error:  # a feed that ends would silence every subscription
                     if not isinstance(error, BusUnavailableError):
                         logger.debug("the log failed", exc_info=True)
@@ -76,16 +78,23 @@ class Feed:
 
     async def list_topics(self) -> list[str]:
         """Return the topics that there are, and watch for others from then on."""
-        names, catalogue = await self._log.topics()
-        if self._catalogue is None:
-            self._catalogue = catalogue
-            self._look_again()
-        return names
+        while True:
+            was_watching = self._catalogue is not None
+            names, catalogue = await self._log.topics()
+            if self._catalogue is None:
+                self._catalogue = catalogue
+                self._look_again()
+            elif not was_watching:
+                continue  # another asked meanwhile: topics created between both answers are not told of
+            return names
 
     def join(self, intake: BroadcastIntake, ends: dict[str, str]) -> None:
         """Read for *intake* as well; *ends* says where to begin with topics that are not read yet."""
         for topic, end in ends.items():
-            self.cursors.setdefault(topic, end)
+            if topic not in self.cursors:
+                # Created just now, and the catalogue is not read so far: others want it from its beginning.
+                is_new = any(one.matches(topic) for one in self._intakes)
+                self.cursors[topic] = START if is_new else end
         self._intakes[intake] = None
         self._routes.clear()
         self._look_again()
@@ -118,8 +127,9 @@ class Feed:
 
     async def _read(self) -> Reading | None:
         with anyio.CancelScope() as self._reading:
-            return await self._log.read(self.cursors, catalogue=self._catalogue, limit=_LIMIT, wait=_WAIT)
-        return None
+            reading = await self._log.read(self.cursors, catalogue=self._catalogue, limit=_LIMIT, wait=_WAIT)
+        # An answer that came in the moment of the cancellation is for cursors that may be others by now.
+        return None if self._reading.cancel_called else reading
 
     def _dispatch(self, reading: Reading) -> None:
         if self._catalogue is not None:

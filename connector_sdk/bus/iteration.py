@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import anyio
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+import anyio.lowlevel
 
 from connector_sdk.bus.events import Event
 from connector_sdk.bus.sources import Start
@@ -36,9 +36,10 @@ class EventStream:
         self._queue_size = queue_size
         self._living = living
         self._subscription: Subscription | None = None
-        self._send: MemoryObjectSendStream[Event]
-        self._receive: MemoryObjectReceiveStream[Event]
-        self._send, self._receive = anyio.create_memory_object_stream[Event](0)
+        #: What the loop has not taken yet; no stream of anyio's, which loses it when the taker is cancelled in that moment.
+        self._event: Event | None = None
+        self._offered = anyio.Event()
+        self._taken = anyio.Event()
         self._is_over = False
 
     async def _open(self) -> None:
@@ -53,17 +54,24 @@ class EventStream:
                 raise
 
     async def _put(self, event: Event) -> None:
-        try:
-            await self._send.send(event)
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-            raise RetryLater("the loop over the events has ended") from None
+        if not self._is_over:
+            self._event = event
+            self._taken = anyio.Event()
+            self._offered.set()
+            try:
+                await self._taken.wait()
+            finally:
+                is_taken, self._event = self._event is None, None
+            if is_taken:
+                return
+        raise RetryLater("the loop over the events has ended")
 
     def end(self) -> None:
         """Let the loop end."""
         self._is_over = True
         self._living.pop(self, None)
-        self._send.close()
-        self._receive.close()
+        self._offered.set()
+        self._taken.set()
 
     async def aclose(self) -> None:
         """End the subscription. An event that nobody took counts as cut off."""
@@ -78,10 +86,16 @@ class EventStream:
 
     async def __anext__(self) -> Event:
         await self._open()
-        try:
-            return await self._receive.receive()
-        except (anyio.EndOfStream, anyio.ClosedResourceError):
-            raise StopAsyncIteration from None
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        while (event := self._event) is None or self._is_over:
+            if self._is_over:
+                raise StopAsyncIteration
+            self._offered = anyio.Event()
+            await self._offered.wait()
+        # From here on nothing waits: whoever is cancelled now has it.
+        self._event = None
+        self._taken.set()
+        return event
 
     async def __aenter__(self) -> Self:
         await self._open()

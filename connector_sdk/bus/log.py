@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import msgspec
 
@@ -35,6 +35,7 @@ __all__ = [
     "Loss",
     "Reading",
     "Record",
+    "Reserved",
     "StoredLetter",
     "TopicInfo",
 ]
@@ -43,6 +44,8 @@ __all__ = [
 START = ""
 #: What is stored of an event: bytes, or the event itself in a log that `keeps_objects`.
 Body: TypeAlias = "bytes | Event"
+#: What became of a wish for a key: the caller has it now, its work is done, or another has it.
+Reserved: TypeAlias = Literal["yours", "done", "taken"]
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
@@ -253,6 +256,24 @@ class EventLog(Protocol):
 
     async def purge(self, letters: Sequence[str]) -> int:
         """Discard dead letters for good; return how many there were."""
+
+    async def reserve(self, key: str, holder: str, hold: float) -> Reserved:
+        """
+        Give *key* to *holder* for *hold* seconds of the storage's clock, if nobody has it and it is not done.
+
+        One step: of any number of callers one gets it. Who has it already renews it so. *key* is any text of 1 to 512
+        characters; keys have nothing to do with topics.
+        """
+
+    async def keep(self, key: str, holder: str, ttl: float) -> bool:
+        """
+        Mark *key* as done for *ttl* seconds; False, and nothing is changed, when another has it or has marked it.
+
+        A holder whose time ran out may mark it as long as nobody else came. Doing it twice harms nothing.
+        """
+
+    async def free(self, key: str, holder: str) -> None:
+        """Let others have *key* at once, if *holder* has it and has not marked it as done; else nothing happens."""
 
     async def info(self, topic: str) -> TopicInfo | None:
         """Return what is known of *topic*, None when it does not exist. Cheap enough for once a second."""

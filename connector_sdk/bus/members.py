@@ -17,7 +17,7 @@ from connector_sdk.bus.sources import Start, for_each, resolve_start
 from connector_sdk.bus.stats import RecoveryReport
 from connector_sdk.bus.topics import Pattern
 from connector_sdk.bus.work import Work
-from connector_sdk.errors import BusUnavailableError
+from connector_sdk.errors import BusClosedError, BusUnavailableError
 
 __all__ = ["GroupIntake", "beat_all"]
 
@@ -102,12 +102,11 @@ class GroupIntake:
         work = self._work
         try:
             while True:
-                await work.wait_for_room(
-                    self._limit // 2 if self._limit > self._least else self._least - 1, running=True
-                )
+                mark = self._limit // 2 if self._limit > self._least else self._least - 1
+                await work.wait_for_room(mark, most=self._most)
                 if work.stopping:
                     return
-                room = max(1, self._limit - work.in_hand)
+                room = max(1, min(self._limit - work.active, self._most - work.in_hand))
                 began = time.monotonic()
                 try:
                     claim = await self.member.claim(room, wait=_WAIT)
@@ -199,11 +198,11 @@ class GroupIntake:
     async def _adapt(self, began: float) -> None:
         """Take more at once when a full batch was quickly done, and less when it was not."""
         with anyio.move_on_after(_QUICK):
-            await self._work.wait_for_room(self._limit // 2, running=True)
+            await self._work.wait_for_room(self._limit // 2, most=self._most)
         took = time.monotonic() - began
-        if self._work.in_hand <= self._limit // 2 and took < _QUICK * 2:
+        if self._work.active <= self._limit // 2 and took < _QUICK * 2:
             self._limit = min(self._limit * 4, self._most)
-        elif took > _SLOW or self._work.in_hand > self._limit // 2:
+        elif took > _SLOW or self._work.active > self._limit // 2:
             self._limit = max(self._least, self._limit // 2)
 
     async def _follow(self, topic: str, start: Start) -> None:
@@ -234,6 +233,8 @@ async def beat_all(intakes: Callable[[], list[GroupIntake]], hold: float, outage
             with anyio.move_on_after(hold / 3):
                 await intake.member.beat()
                 await intake.give_back_idle()
+        except BusClosedError:
+            return  # it has left meanwhile
         except Exception as error:  # noqa: BLE001 - the next beat may do better
             failures.append(error)
 

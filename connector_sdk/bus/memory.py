@@ -12,9 +12,10 @@ from typing import Final
 import anyio
 from anyio.lowlevel import checkpoint
 
-from connector_sdk.bus.log import START, Body, Loss, Reading, Record, StoredLetter, TopicInfo
+from connector_sdk.bus.log import START, Body, Loss, Reading, Record, Reserved, StoredLetter, TopicInfo
 from connector_sdk.bus.memory_letters import MemoryLetters
 from connector_sdk.bus.memory_member import MemoryMember
+from connector_sdk.bus.memory_reservations import MemoryReservations
 from connector_sdk.bus.memory_topic import MemoryTopic, Retention, number_of, position_of
 from connector_sdk.errors import ConfigurationError
 from connector_sdk.options import check_integer, check_seconds
@@ -70,6 +71,7 @@ class MemoryLog:
         self._retention = rules(max_events, ttl_seconds)
         self._special = {topic: rules(*bounds) for topic, bounds in (retention or {}).items()}
         self.letters = MemoryLetters(max_dead_letters)
+        self._reservations = MemoryReservations()
         self._topics: dict[str, MemoryTopic] = {}
         self._catalogue: list[str] = []  # names in the order in which topics were created
         self._watchers: set[_Reader] = set()
@@ -260,6 +262,23 @@ class MemoryLog:
         """See `EventLog.purge`."""
         await checkpoint()
         return self.letters.purge(letters)
+
+    # -- keys
+
+    async def reserve(self, key: str, holder: str, hold: float) -> Reserved:
+        """See `EventLog.reserve`."""
+        await checkpoint()
+        return self._reservations.reserve(key, holder, hold)
+
+    async def keep(self, key: str, holder: str, ttl: float) -> bool:
+        """See `EventLog.keep`."""
+        await checkpoint()
+        return self._reservations.keep(key, holder, ttl)
+
+    async def free(self, key: str, holder: str) -> None:
+        """See `EventLog.free`."""
+        await checkpoint()
+        self._reservations.free(key, holder)
 
     # -- for members
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Final, Literal, cast
 
 from connector_sdk.background import OwnedTasks, current_event_loop
-from connector_sdk.bus.log import START, Body, GroupInfo, Loss, Reading, Record, StoredLetter, TopicInfo
+from connector_sdk.bus.log import START, Body, GroupInfo, Loss, Reading, Record, Reserved, StoredLetter, TopicInfo
 from connector_sdk.bus.postgres_calls import Calls, Row
 from connector_sdk.bus.postgres_member import MOST_BYTES, PostgresMember, number_of
 from connector_sdk.bus.postgres_publisher import Bounds, Publisher, Retention
@@ -192,6 +192,7 @@ class PostgresLog:
             " RETURNING 1) SELECT count(*) FROM gone",
             (self._dead_letter_seconds,),
         )
+        await self._calls.rows("SELECT events_forget()")
 
     # ------------------------------------------------------------------------------------------ entries
 
@@ -331,6 +332,27 @@ class PostgresLog:
             " SELECT count(*) FROM gone",
             (known,),
         )
+
+    # ------------------------------------------------------------------------------------------ keys
+
+    async def reserve(self, key: str, holder: str, hold: float) -> Reserved:
+        """See `EventLog.reserve`."""
+        statement = "SELECT events_reserve(%b::bytea, %s, %s::double precision)"
+        return cast("Reserved", await self._calls.value(statement, (_key(key), holder, hold), repeatable=True))
+
+    async def keep(self, key: str, holder: str, ttl: float) -> bool:
+        """See `EventLog.keep`."""
+        statement = "SELECT events_keep_key(%b::bytea, %s, %s::double precision)"
+        return bool(await self._calls.value(statement, (_key(key), holder, ttl), repeatable=True))
+
+    async def free(self, key: str, holder: str) -> None:
+        """See `EventLog.free`."""
+        await self._calls.rows("SELECT events_free(%b::bytea, %s)", (_key(key), holder), repeatable=True)
+
+
+def _key(key: str) -> bytes:
+    """Return a key as it is stored: a column of text takes neither NUL nor half a surrogate pair."""
+    return key.encode("utf-8", "surrogatepass")
 
 
 def _rules(max_events: int, ttl_seconds: float) -> tuple[int, float]:

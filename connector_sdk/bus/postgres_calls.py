@@ -85,9 +85,7 @@ class Calls:
         except (PostgresUnavailableError, PostgresRefusedError) as error:
             raise BusUnavailableError(str(error), in_doubt=error.in_doubt) from error
         except ClientStateError as error:
-            if self._closed:
-                raise BusClosedError(f"the log in {self.address} was closed") from error
-            raise
+            raise BusClosedError(f"the log in {self.address} was closed" if self._closed else str(error)) from error
 
     async def value(self, statement: str, parameters: Sequence[object] = (), *, repeatable: bool = False) -> object:
         """Run one statement that returns one value."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, cast
 
@@ -19,6 +19,8 @@ __all__ = ["MOST_BYTES", "PostgresMember", "number_of"]
 
 #: Bytes of what is fetched at once, beyond the first entry.
 MOST_BYTES: Final = 8_000_000
+#: Entries that a member looks for when it leaves and an answer was lost.
+_MOST_RETURNED: Final = 1000
 _CLAIM: Final = (
     "SELECT kind, topic, seq, attempts, notes, body, seconds"
     " FROM events_claim(%s, %s, %s::double precision, %s::integer, %s::bigint, %s::double precision)"
@@ -126,11 +128,11 @@ class PostgresMember:
                 return self._hand_on(_Answer([], []), limit), 0.0
             answer = await self._ask(limit, idle)
             if answer.followed < len(self._topics):
-                answer.losses.extend(await self._follow_anew())
-                if not answer.deliveries:
-                    again = await self._ask(limit, idle)
-                    again.losses.extend(answer.losses)
-                    answer = again
+                # Kept first: whoever is cancelled or fails from here on leaves it to the next call.
+                self._kept.extend(answer.deliveries)
+                self._kept_losses.extend(answer.losses)
+                await self._follow_anew()
+                answer = replace(answer, deliveries=[], losses=[]) if self._kept else await self._ask(limit, idle)
             # From here on nothing waits: whoever is cancelled now has it.
             return self._hand_on(answer, limit), self._hold if answer.pause is None else max(0.001, answer.pause)
 
@@ -171,13 +173,11 @@ class PostgresMember:
         self._kept.extend(answer.deliveries)
         self._unsure = len(answer.deliveries) == limit
 
-    async def _follow_anew(self) -> list[Loss]:
+    async def _follow_anew(self) -> None:
         """The server knows less of us than it should: others thought us dead, or it has lost the groups."""
-        losses: list[Loss] = []
         for topic in list(self._topics):
             if await self._follow(topic, START):
-                losses.append(Loss(topic=topic, reason="lost", group=self._group))
-        return losses
+                self._kept_losses.append(Loss(topic=topic, reason="lost", group=self._group))
 
     def _answer_of(self, rows: Sequence[Row]) -> _Answer:
         deliveries: list[Delivery] = []
@@ -267,10 +267,21 @@ class PostgresMember:
             return
         self._closed = True
         self._wake()
-        if self._asked is not None:
-            await asyncio.wait((self._asked,))  # or it would come after our leaving
+        with contextlib.suppress(BusUnavailableError, BusClosedError, ClientStateError):
+            async with self._taking:
+                await self._return_kept()
         with contextlib.suppress(BusUnavailableError, BusClosedError, ClientStateError):
             await self._calls.rows("SELECT events_leave(%s, %s)", (self._group, self._consumer), repeatable=True)
+
+    async def _return_kept(self) -> None:
+        """What was never handed out was not begun: the others get it, and the attempt does not count."""
+        if self._asked is not None:
+            await self._finish_asking()  # or it would come after our leaving
+        if self._unsure:
+            await self._look_at_own(_MOST_RETURNED)
+        kept = list(self._kept)
+        self._kept.clear()
+        await self.give_back(kept)
 
     def _wake(self) -> None:
         if self._waiter is not None:

@@ -12,9 +12,10 @@ from connector_sdk.postgres_client import Connection
 
 __all__ = ["Names", "prepare"]
 
-#: Raise them with each change of postgres_schema.sql, and of the other files.
+#: Raise the first with each change of postgres_schema.sql that earlier versions of the library could not live with, and the
+#: second with each change of any file.
 _TABLES: Final = 1
-_STEPS: Final = 1
+_STEPS: Final = 2
 _LOCK: Final = 0x636F6E6E_62757300  # of those who prepare a database at the same time
 _FOLDER: Final = "connector_sdk.bus.sql"
 _FILES: Final = (
@@ -23,6 +24,7 @@ _FILES: Final = (
     "postgres_read.sql",
     "postgres_claim.sql",
     "postgres_finish.sql",
+    "postgres_once.sql",
 )
 _NAME: Final = re.compile(r"'events_(\w+)'|\bevents_(\w+)")
 _PREFIX: Final = re.compile(r"[A-Za-z0-9_.:-]{1,40}")

@@ -75,6 +75,11 @@ class Waiting:
         return self._later[0][0] == due
 
     @property
+    def held(self) -> int:
+        """How many wait for the time of another attempt, or behind one of their key that does."""
+        return sum(1 + (len(self._turns.get(one.key, ())) if type(one) is Keyed else 0) for _, _, one in self._later)
+
+    @property
     def next_due(self) -> float | None:
         """When the next entry is to be tried again, None when there is none."""
         return self._later[0][0] if self._later else None

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Final, cast
 
-from connector_sdk.bus.log import START, Body, GroupInfo, Reading, StoredLetter, TopicInfo
+from connector_sdk.bus.log import START, Body, GroupInfo, Reading, Reserved, StoredLetter, TopicInfo
 from connector_sdk.bus.redis_inspection import check_version, findings_of
 from connector_sdk.bus.redis_keys import Keys
 from connector_sdk.bus.redis_letters import RedisLetters
 from connector_sdk.bus.redis_member import RedisMember
 from connector_sdk.bus.redis_reading import NOTHING, TopicReader, order_of
 from connector_sdk.bus.redis_retention import Places
-from connector_sdk.bus.redis_storage import BATCH_BYTES, Retention, Storage, bus_error
+from connector_sdk.bus.redis_storage import BATCH_BYTES, Retention, Storage, bus_error, milliseconds
 from connector_sdk.bus.topics import check_topic
 from connector_sdk.errors import BusUnavailableError, ConfigurationError
 from connector_sdk.options import check_integer, check_seconds
@@ -290,6 +290,26 @@ class RedisLog:
     async def purge(self, letters: Sequence[str]) -> int:
         """See `EventLog.purge`."""
         return await self._letters.purge(letters)
+
+    # -- keys
+
+    async def reserve(self, key: str, holder: str, hold: float) -> Reserved:
+        """See `EventLog.reserve`."""
+        reply = await self._storage.run(
+            self._storage.scripts.reserve, (self._storage.keys.once(key),), (holder, milliseconds(hold))
+        )
+        return cast("Reserved", _text(reply))
+
+    async def keep(self, key: str, holder: str, ttl: float) -> bool:
+        """See `EventLog.keep`."""
+        reply = await self._storage.run(
+            self._storage.scripts.keep, (self._storage.keys.once(key),), (holder, milliseconds(ttl))
+        )
+        return reply == 1
+
+    async def free(self, key: str, holder: str) -> None:
+        """See `EventLog.free`."""
+        await self._storage.run(self._storage.scripts.free, (self._storage.keys.once(key),), (holder,))
 
     async def info(self, topic: str) -> TopicInfo | None:
         """See `EventLog.info`."""

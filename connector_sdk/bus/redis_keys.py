@@ -36,6 +36,10 @@ class Keys:
         """Return the stream of the dead letters of a topic."""
         return self.tag + b":dead:" + topic.encode()
 
+    def once(self, key: str) -> bytes:
+        """Return where it is kept whether work of this key is done; any text is a key."""
+        return self.tag + b":once:" + key.encode("utf-8", "surrogatepass")
+
     def lost(self, topic: str, group: str) -> bytes:
         """Return the field of the state that counts what retention took from a group."""
         name = topic.encode()

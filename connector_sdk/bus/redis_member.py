@@ -119,21 +119,16 @@ class RedisMember:
         self._check_open()
         with told_as_bus_errors():
             found = await self._reader.recover(limit, idle)
-        await self._look_into(found, limit)
-        return self._handed_out(limit)
+        # Without a pause: what is held goes to whoever claims, and a claim may be under way. It tells of the losses.
+        self._note_losses(found)
+        return Claim(deliveries=self._deliveries(found), checked=found.checked, recovered=found.recovered)
 
     async def _look_into(self, found: GroupClaim, limit: int) -> None:
         """Find out what is missing. What was claimed is held meanwhile: a caller that is cancelled here gets it next time."""
         self._held += self._deliveries(found)
         self._checked += found.checked
         self._recovered += found.recovered
-        for loss in found.losses:
-            topic = self._topics.get(loss.stream)
-            if loss.reason == "lost":
-                name = self._again[loss.stream] if topic is None else topic
-                self._gone[name] = self._gone.get(name, False) or topic is not None
-            if topic is not None:
-                self._losses.append(Loss(topic=topic, reason=loss.reason, count=loss.count, group=self._group))
+        self._note_losses(found)
         behind = len(found.entries) >= max(_FEW, min(limit, self._bound) // 2)
         try:
             await self._rejoin()
@@ -141,6 +136,15 @@ class RedisMember:
                 await self._ask()
         except BusUnavailableError:
             self._ask_at = 0.0  # the next claim tells
+
+    def _note_losses(self, found: GroupClaim) -> None:
+        for loss in found.losses:
+            topic = self._topics.get(loss.stream)
+            if loss.reason == "lost":
+                name = self._again[loss.stream] if topic is None else topic
+                self._gone[name] = self._gone.get(name, False) or topic is not None
+            if topic is not None:
+                self._losses.append(Loss(topic=topic, reason=loss.reason, count=loss.count, group=self._group))
 
     def _handed_out(self, limit: int) -> Claim:
         deliveries, self._held = self._held[:limit], self._held[limit:]
@@ -263,8 +267,10 @@ class RedisMember:
     async def aclose(self) -> None:
         """See `LogMember.aclose`."""
         self.is_closed = True
-        self._held = []
+        held, self._held = self._held, []
         with suppress(ClientStateError):  # the log was closed before
+            with suppress(BusUnavailableError, BusClosedError):
+                await self.give_back(held)  # never handed out, so it was no attempt
             await self._reader.aclose()
 
     def _check_open(self) -> None:

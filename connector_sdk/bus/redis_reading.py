@@ -154,7 +154,7 @@ class TopicReader:
         self._readings.append((time.monotonic(), {**cursors, **ends}))
         return Reading(
             records=[record for part in records.values() for record in part],
-            topics=[] if catalogue is None else [topic for topic in created if topic not in cursors],
+            topics=[] if catalogue is None else created,
             catalogue=START if catalogue is None else seen,
             cursors=moved,
             losses=losses,

@@ -59,9 +59,12 @@ class Scripts:
         self.bury = script("bury")
         self.check = script("check")
         self.info = script("info")
+        self.free = script("free")
         self.join = script("join")
+        self.keep = script("keep")
         self.losses = script("losses")
         self.redrive = script("redrive")
+        self.reserve = script("reserve")
         self.tend = script("tend")
         self.topics = script("topics")
 

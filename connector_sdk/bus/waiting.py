@@ -78,10 +78,11 @@ async def _group_is_done(log: EventLog, intake: GroupIntake, ends: dict[str, str
     for topic, end in ends.items():
         if not intake.matches(topic):
             continue
+        has_joined = topic in intake.topics  # before it is asked: it may join meanwhile
         info = await log.info(topic)
         group = None if info is None else next((one for one in info.groups if one.name == intake.group), None)
         if group is None:
-            if topic not in intake.topics and info is not None and info.length:
+            if not has_joined and info is not None and info.length:
                 return False  # it joins soon
             continue
         if group.pending or log.order(group.last_delivered) < log.order(end):

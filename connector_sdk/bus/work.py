@@ -98,6 +98,11 @@ class Work:
         """Entries that wait or that the handler has."""
         return len(self._waiting) + self.running
 
+    @property
+    def active(self) -> int:
+        """Entries in hand but for those that wait for the time of another attempt."""
+        return self.in_hand - self._waiting.held
+
     def add(self, entries: Sequence[Entry]) -> None:
         """Take entries, in order."""
         self.received += len(entries)
@@ -123,11 +128,14 @@ class Work:
         """Count entries that were received and are given up."""
         self.dropped[reason] = self.dropped.get(reason, 0) + count
 
-    async def wait_for_room(self, mark: int, *, running: bool = False) -> None:
-        """Wait until at most *mark* entries wait, those that the handler has included if *running*."""
-        while len(self._waiting) + running * self.running > mark and not self.stopping:
-            self._room_mark = mark
-            self._room = anyio.Event()
+    async def wait_for_room(self, mark: int, *, most: int | None = None) -> None:
+        """Wait until at most *mark* entries wait; with *most*: are active, and fewer than *most* in hand."""
+        while not self.stopping and (
+            len(self._waiting) > mark if most is None else self.active > mark or self.in_hand >= most
+        ):
+            self._room_mark = max(self._room_mark, mark)
+            if self._room.is_set():
+                self._room = anyio.Event()
             await self._room.wait()
 
     def take_idle(self) -> list[Delivery]:
@@ -227,7 +235,7 @@ class Work:
                 await anyio.lowlevel.checkpoint()
 
     def _see_room(self) -> None:
-        if self.waiting <= self._room_mark:
+        if self._room_mark >= 0 and self.waiting - self._waiting.held <= self._room_mark:
             self._room_mark = -1
             self._room.set()
 

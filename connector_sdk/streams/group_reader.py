@@ -408,6 +408,14 @@ class GroupReader(GroupSettling):
         self._lost(keys.stream, "trimmed", trimmed)
         self._ready.extend(entries)
 
+    async def _fetch_missing(self) -> None:
+        """Fetch what was given and never handed out, so that it can be given back: that attempt does not count."""
+        with contextlib.suppress(RedisUnavailableError, RedisRefusedError):
+            if self._reread_at:
+                await self._reread()
+            while self._missing:
+                await self._take_missing()
+
     async def aclose(self, *, release: bool = True) -> None:
         """
         Leave the group: what is not finished goes to the others at once. Nothing is raised when the server is away.
@@ -422,6 +430,8 @@ class GroupReader(GroupSettling):
         await self._connections.aclose()
         with contextlib.suppress(RedisUnavailableError, RedisRefusedError):
             self._collect()
+        if release:
+            await self._fetch_missing()
         streams = dict.fromkeys((*self._streams, *(stream for stream, ids in self._in_hand.items() if ids)))
         ready = list(self._ready)
         self._ready.clear()

@@ -88,8 +88,12 @@ class GroupScripts:
 
     async def release(
         self, keys: StreamKeys, entries: Sequence[tuple[bytes, int]], *, delay: float, notes: bytes | None
-    ) -> int:
-        """Run release.lua for (id, delivery counter) of *entries*; *notes* None leaves them as they are."""
+    ) -> tuple[int, int]:
+        """
+        Run release.lua for (id, delivery counter) of *entries*; return how many were released, and how many trimmed.
+
+        *notes* None leaves them as they are.
+        """
         pairs = [word for entry in entries for word in entry]
         later = max(0, round(delay * 1000))
         arguments: tuple[Argument, ...] = (
@@ -98,7 +102,8 @@ class GroupScripts:
         reply = await self._client.run(
             _RELEASE, (keys.stream, keys.due, keys.notes), arguments, timeout=self._timeout, repeatable=True
         )
-        return integer_of(reply)
+        released, trimmed = array_of(reply)
+        return integer_of(released), integer_of(trimmed)
 
     async def acknowledge(self, keys: StreamKeys, ids: Sequence[bytes]) -> int:
         """Run acknowledge.lua."""

@@ -80,10 +80,11 @@ class GroupSettling:
         It outlives this consumer, and blocks no other entry. Return False when it is not this consumer's any more: somebody
         took it over, or the stream lost it.
         """
-        released = await self._scripts.release(
+        released, trimmed = await self._scripts.release(
             self.keys_of(entry.stream), [(entry.id, entry.attempt)], delay=delay, notes=notes
         )
         self._finished(entry.stream, (entry.id,))
+        self._lost(entry.stream, "trimmed", trimmed)
         self._comes_again(delay)
         return released > 0
 
@@ -95,8 +96,9 @@ class GroupSettling:
         await together([self._give_back(stream, part) for stream, ids in released.items() for part in parts(ids)])
 
     async def _give_back(self, stream: bytes, entries: Sequence[tuple[bytes, int]]) -> None:
-        await self._scripts.release(self.keys_of(stream), entries, delay=0.0, notes=None)
+        _, trimmed = await self._scripts.release(self.keys_of(stream), entries, delay=0.0, notes=None)
         self._finished(stream, [entry_id for entry_id, _ in entries])
+        self._lost(stream, "trimmed", trimmed)
         self._comes_again(0.0)
 
     def forget(self, entries: Iterable[GroupEntry]) -> None:
@@ -116,6 +118,9 @@ class GroupSettling:
         raise NotImplementedError
 
     def _comes_again(self, delay: float) -> None:
+        raise NotImplementedError
+
+    def _lost(self, stream: bytes, reason: str, count: int | None) -> None:
         raise NotImplementedError
 
     def _finished(self, stream: bytes, ids: Iterable[bytes]) -> None:

@@ -20,10 +20,13 @@ from connector_sdk.testing.bus_delivering import DeliveringContract
 from connector_sdk.testing.bus_failing import FailingContract
 from connector_sdk.testing.bus_grouping import GroupingContract
 from connector_sdk.testing.bus_looking import LookingContract
+from connector_sdk.testing.bus_once import OnceContract
 from connector_sdk.testing.bus_replaying import ReplayingContract
 
 __all__ = ["EventBusContract"]
 
 
-class EventBusContract(DeliveringContract, ReplayingContract, GroupingContract, FailingContract, LookingContract):
+class EventBusContract(
+    DeliveringContract, ReplayingContract, GroupingContract, FailingContract, OnceContract, LookingContract
+):
     """What every `EventBus` must do, whatever log is under it. Subclass it under a name that pytest collects."""

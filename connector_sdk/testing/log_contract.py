@@ -26,6 +26,7 @@ from connector_sdk.testing.log_letters import LettersContract
 from connector_sdk.testing.log_looking import LookingContract
 from connector_sdk.testing.log_members import MembersContract
 from connector_sdk.testing.log_reading import ReadingContract
+from connector_sdk.testing.log_reserving import ReservingContract
 from connector_sdk.testing.log_retention import RetentionContract
 
 __all__ = ["EventLogContract"]
@@ -38,6 +39,7 @@ class EventLogContract(
     GroupsContract,
     MembersContract,
     LettersContract,
+    ReservingContract,
     LookingContract,
 ):
     """

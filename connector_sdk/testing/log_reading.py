@@ -158,6 +158,18 @@ class ReadingContract(LogCase):
             assert self.numbers(reader.records) == [3]
 
     @pytest.mark.anyio
+    async def test_a_topic_that_is_waited_for_by_name_is_told_as_new_as_well(self) -> None:
+        async with self.opened_twice() as (one, other):
+            reader = Reader(one, {"waited": START}, catalogue=START)
+            await reader.read()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._later, other, 1, "waited")
+                while not (reader.created and reader.records):
+                    await reader.read(wait=5.0)
+            assert reader.created == ["waited"]
+            assert self.numbers(reader.records) == [1]
+
+    @pytest.mark.anyio
     async def test_a_waiting_reader_is_woken_by_a_new_topic(self) -> None:
         async with self.opened_twice() as (one, other):
             names, catalogue = await one.topics()

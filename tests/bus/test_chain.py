@@ -88,6 +88,46 @@ async def test_an_event_that_nobody_handles_yet_is_kept(place: Place) -> None:
         assert seen == [Ordered(1), Shipped(2)]
 
 
+async def test_a_dead_letter_of_a_class_comes_back_to_its_class(place: Place) -> None:
+    """The log knows the members for a class by a name of their own."""
+    broken, got = [True], list[object]()
+
+    async def handle(one: Event, message: Message) -> None:
+        assert message.group == "G"
+        if broken[0]:
+            raise LookupError("on purpose")
+        got.append(one.payload)
+
+    async def other(one: Event) -> None:
+        got.append("other")
+
+    async with place.bus(registry=registry()) as bus:
+        await bus.subscribe(Ordered, handle, group="G", max_attempts=1)
+        await bus.subscribe(Shipped, other, group="G")
+        await bus.publish(TOPIC, Ordered(1))
+        await bus.settle(PATIENCE)
+        (letter,) = await bus.dead_letters.list()
+        assert letter.group is not None
+        assert letter.group.startswith("G")
+        broken[0] = False
+        assert (await bus.dead_letters.redrive(letter.id)).redriven == 1
+        await bus.settle(PATIENCE)
+        assert got == [Ordered(1)]
+
+
+async def test_an_exact_and_a_wild_member_of_one_group_get_an_event_once(place: Place) -> None:
+    """X31, in a group: both match, one of them handles it."""
+    seen = Seen(PATIENCE)
+    async with place.bus() as bus:
+        await bus.subscribe(TOPIC, seen, group="G")
+        await bus.subscribe("orders:*", seen, group="G")
+        await bus.subscribe("*", seen, group="G")
+        await bus.publish(TOPIC, [event(n) for n in range(50)])
+        await bus.publish("orders:new", event(50, "orders:new"))
+        await bus.settle(PATIENCE)
+        assert sorted(seen.numbers) == list(range(51))
+
+
 async def test_members_of_a_group_may_be_slow_raise_cancel_and_call_back(place: Place) -> None:
     """What one event does to its handler harms no other event, and nothing hangs."""
     later, done = Seen(PATIENCE), list[int]()
@@ -261,6 +301,23 @@ async def test_retention_takes_nothing_that_a_group_has_not_read(place: Place) -
             while (info := await bus.info(TOPIC)) is not None and info.length > 50:
                 await bus.publish(TOPIC, event(1000))
                 await bus.settle(PATIENCE)
+
+
+@pytest.mark.parametrize("first", ["exact", "group"])
+async def test_a_group_by_a_pattern_joins_a_new_topic_that_somebody_waits_for_by_name(place: Place, first: str) -> None:
+    """The first event of the topic, and all others, come to both, whoever of them came first."""
+    exact, members = Seen(PATIENCE), Seen(PATIENCE)
+    async with place.bus() as bus, place.bus() as other:
+        for who in (first, "group" if first == "exact" else "exact"):
+            if who == "exact":
+                await bus.subscribe(TOPIC, exact)
+            else:
+                await bus.subscribe("*", members, group="G")
+        for n in range(5):
+            await other.publish(TOPIC, event(n))
+        assert list(await members.wait_for(5)) == list(range(5))
+        assert list(await exact.wait_for(5)) == list(range(5))
+        await bus.settle(PATIENCE)
 
 
 async def test_a_handler_cannot_change_what_others_get(place: Place) -> None:

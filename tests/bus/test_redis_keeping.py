@@ -72,6 +72,10 @@ async def use_everything(log: RedisLog) -> None:
     await heir.recover(100, 0.0)
     await member.aclose()
     await heir.aclose()
+    for key in ("done", "free", "held"):
+        assert await log.reserve(key, "one", 60.0) == "yours"
+    assert await log.keep("done", "one", 3600.0)
+    await log.free("free", "one")
 
 
 async def test_all_keys_have_an_expiry_and_one_hash_tag(redis_server: Server, redis_prefix: str) -> None:
@@ -179,7 +183,9 @@ async def test_a_topic_that_nobody_uses_goes_and_may_come_again(redis_server: Se
         assert await log.end(TOPIC) == START
         await log.append([(TOPIC, b"2")])
         assert (await log.topics())[0] == [TOPIC]
+        reader.created.clear()
         await read_until(reader, [b"2"])
+        assert reader.created == [TOPIC], "whoever follows a pattern and has no place in it yet is to hear of it"
         assert reader.losses == [], "it had seen all"
 
 

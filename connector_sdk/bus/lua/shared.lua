@@ -15,6 +15,7 @@
 --   <tag>:again:<length of group>:<group>:<topic>  STREAM  redriven dead letters of a group: "b" body, "p" position, "e" evidence
 --   <tag>:dead:<topic>        STREAM  dead letters: "p" position, "b" body, "e" evidence, and "g" the group if there is one
 --   <tag>:buried              ZSET    topic that has dead letters; score: when the last was buried (ms)
+--   <tag>:once:<key>          HASH    work that is to be done once: "h" who has the key, or had it, and "d" if it is done
 --
 -- What a script does is atomic. The clock is the server's.
 

@@ -85,3 +85,12 @@ CREATE TABLE IF NOT EXISTS events_letters (
     buried_at timestamptz NOT NULL
 );
 CREATE INDEX IF NOT EXISTS events_letters_topic ON events_letters (topic, id);
+
+-- Keys of work that is to be done once: somebody is at it, or it is done, until a time. Later the row means nothing.
+CREATE TABLE IF NOT EXISTS events_once (
+    key bytea PRIMARY KEY,   -- UTF-8
+    holder text COLLATE "C" NOT NULL,
+    done boolean NOT NULL,
+    until timestamptz NOT NULL
+) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
+CREATE INDEX IF NOT EXISTS events_once_until ON events_once (until);

@@ -9,8 +9,8 @@
 -- ARGV[6]    notes
 -- ARGV[7]..  for each entry: id, what its delivery counter is to be
 --
--- Returns    how many entries were released. One that the consumer has no more (it was acknowledged, or somebody took it over)
---            is left alone; one that the stream has no more is finished.
+-- Returns    how many entries were released, and how many were trimmed. One that the consumer has no more (it was acknowledged,
+--            or somebody took it over) is left alone; one that the stream has no more is finished.
 
 local call = redis.call
 local stream, due, notes = KEYS[1], KEYS[2], KEYS[3]
@@ -22,17 +22,17 @@ local function time_of(id)
   return math.min(now, ms + math.min(number, 4095) / 4096)
 end
 
-local released = 0
+local released, trimmed = 0, 0
 local found = redis.pcall('EXISTS', stream)
 if found == 0 then
-  return 0
+  return { 0, 0 }
 end
 for at = 7, #ARGV, 2 do
   local id = ARGV[at]
   local pending = redis.pcall('XPENDING', stream, ARGV[1], id, id, 1, ARGV[2])
   if pending.err then
     if string.find(pending.err, 'NOGROUP', 1, true) then
-      return 0
+      return { 0, trimmed }
     end
     return pending
   end
@@ -40,6 +40,7 @@ for at = 7, #ARGV, 2 do
     if #call('XRANGE', stream, id, id) == 0 then
       call('XACK', stream, ARGV[1], id)
       call('HDEL', notes, id)
+      trimmed = trimmed + 1
     else
       call('ZADD', due, ARGV[4] == '0' and time_of(id) or now + ARGV[4], id)
       if ARGV[5] == '1' and ARGV[6] ~= '' then
@@ -58,4 +59,4 @@ for _, key in ipairs({ due, notes }) do
     call('PEXPIRE', key, life)
   end
 end
-return released
+return { released, trimmed }
