@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 import anyio
+import anyio.lowlevel
 
 from connector_sdk.bus.feed import Feed
 from connector_sdk.bus.log import START, Claim, Delivery, EventLog, LogMember, Loss
@@ -119,6 +120,8 @@ class GroupIntake:
                 self._take(claim)
                 if len(claim.deliveries) >= room:
                     await self._adapt(began)
+                else:
+                    await anyio.lowlevel.checkpoint()  # the handler first, and then the next request
         finally:
             patience.give_up()
 

@@ -138,14 +138,14 @@ class TopicReader:
         if lost:
             wait = 0.0
         records, created, seen = await self._read(cursors, seen, limit, min(wait, _LONGEST_WAIT))
-        recent = [ends for ended, ends in self._readings if ended > started - _RECENT]
-        suspects = self._suspects(cursors, records, created, recent)
+        recently = started - _RECENT
+        suspects = self._suspects(cursors, records, created, recently)
         if lost:
             suspects |= {topic for topic, cursor in cursors.items() if cursor}
         losses: list[Loss] = []
         moved: dict[str, str] = {}
         if suspects:
-            present = {topic for topic in suspects if any(ends.get(topic) == cursors[topic] for ends in recent)}
+            present = {topic for topic in suspects if self._was_there(topic, cursors[topic], recently)}
             losses, moved = await self._missed({topic: cursors[topic] for topic in suspects}, records, present)
         if lost or len(created) >= _MANY_TOPICS:
             created, seen = await self.topics()
@@ -196,9 +196,9 @@ class TopicReader:
         cursors: Mapping[str, str],
         records: Mapping[str, Sequence[Record]],
         created: Iterable[str],
-        recent: Sequence[Mapping[str, str]],
+        recently: float,
     ) -> set[str]:
-        """Return topics of which the reader may have missed something; *recent*: where readers were a moment ago."""
+        """Return topics of which the reader may have missed something, unless it read *recently* and got a few entries now."""
         suspects = {topic for topic in created if cursors.get(topic)}
         for topic, part in records.items():
             cursor = cursors[topic]
@@ -208,10 +208,19 @@ class TopicReader:
             if (
                 len(part) >= _FEW
                 or (begun is not None and order_of(cursor) <= order_of(begun))
-                or all(ends.get(topic) != cursor for ends in recent)
+                or not self._was_there(topic, cursor, recently)
             ):
                 suspects.add(topic)
         return suspects
+
+    def _was_there(self, topic: str, cursor: str, since: float) -> bool:
+        """Whether some reading after *since*, a monotonic time, ended there."""
+        for ended, ends in reversed(self._readings):
+            if ended <= since:
+                return False
+            if ends.get(topic) == cursor:
+                return True
+        return False
 
     async def _missed(
         self, cursors: Mapping[str, str], records: Mapping[str, Sequence[Record]], present: Collection[str]

@@ -67,7 +67,8 @@ class Work:
         self._concurrency = concurrency
         self._key = key
         self._acknowledges = group is not None
-        self._is_plain = key is None and event_type is None and handler.fast is not None
+        #: Handles an entry at its first attempt: a coroutine function of the event alone, if that is all.
+        self._plain = handler.fast if key is None and event_type is None else None
         self._waiting = Waiting()
         self._queue = self._waiting.ready
         self._sooner = anyio.Event()
@@ -208,6 +209,9 @@ class Work:
         queue = self._queue
         self._rousing = False
         share = _FAIR_SHARE
+        # Without calls in between: of a handler that does little they would take a part of the time.
+        plain, read = self._plain, self._read
+        entry: Entry
         while not self.stopping:
             if not queue:
                 idle = anyio.Event()
@@ -221,8 +225,21 @@ class Work:
             item = queue.popleft()
             self.running += 1
             try:
-                if self._is_plain and (type(item) is Record or item.attempt == _FIRST):  # type: ignore[union-attr]
-                    await self._run_plain(item)  # type: ignore[arg-type]  # without a key there is no Keyed
+                if plain is not None and (type(item) is Record or item.attempt == _FIRST):  # type: ignore[union-attr]
+                    event = None
+                    entry = item  # type: ignore[assignment]  # without a key there is no Keyed
+                    try:
+                        event = read(entry)
+                        await plain(event)
+                    except BaseException as error:
+                        if not is_own_failure(error):
+                            self._cut_off()
+                            raise
+                        self._plain_failed(entry, event, error)
+                    else:
+                        self.succeeded += 1
+                        if self._acknowledges:
+                            self._acknowledge(entry)
                 else:
                     await self._run(item)
             finally:
@@ -234,41 +251,24 @@ class Work:
                 share = _FAIR_SHARE
                 await anyio.lowlevel.checkpoint()
 
+    def _acknowledge(self, entry: Entry) -> None:
+        self._fate.acknowledge(entry)
+        self._count(entry, "succeeded")
+
     def _see_room(self) -> None:
         if self._room_mark >= 0 and self.waiting - self._waiting.held <= self._room_mark:
             self._room_mark = -1
             self._room.set()
 
-    async def _run_plain(self, record: Entry) -> None:
-        """Handle an entry at its first attempt with a coroutine function of the event alone."""
-        event: Event | None = None
-        fn = self._handler.fast
-        assert fn is not None
-        try:
-            event = self._read(record)
-            await fn(event)
-        except BaseException as error:
-            if not is_own_failure(error):
-                self._cut_off()
-                raise
-            if event is None:
-                self._unreadable(record, error)
-            else:
-                self._failed(record, event, error, NO_KEY)
+    def _plain_failed(self, entry: Entry, event: Event | None, error: BaseException) -> None:
+        if event is None:
+            self._unreadable(entry, error)
         else:
-            self.succeeded += 1
-            if self._acknowledges:
-                self._fate.acknowledge(record)
-                if self._tallies:
-                    self._count(record, "succeeded")
+            self._failed(entry, event, error, NO_KEY)
 
     async def _run(self, item: Entry | Keyed) -> None:
-        key: Hashable = NO_KEY
-        entry: Entry
-        if type(item) is Keyed:
-            key, entry = item.key, item.entry
-        else:
-            entry = item
+        key: Hashable
+        key, entry = (item.key, item.entry) if type(item) is Keyed else (NO_KEY, item)
         try:
             event = self._read(entry)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with the bytes, they are kept
@@ -276,8 +276,7 @@ class Work:
             return
         if self._event_type is not None and event.type != self._event_type:
             self.passed_over += 1
-            self._fate.acknowledge(entry)
-            self._count(entry, "succeeded")
+            self._acknowledge(entry)
             return
         if self._key is not None and key is NO_KEY:
             try:
@@ -323,10 +322,8 @@ class Work:
     def succeed(self, entry: Entry, key: Hashable) -> None:
         """The handler is done with it."""
         self.succeeded += 1
-        self._fate.acknowledge(entry)
+        self._acknowledge(entry)
         self._release(key)
-        if self._tallies:
-            self._count(entry, "succeeded")
 
     def fail(self, entry: Entry, event: Event, error: BaseException, key: Hashable) -> None:
         """The attempt failed with *error*, which the handler did not raise."""
