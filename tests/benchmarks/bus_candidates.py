@@ -216,6 +216,7 @@ SUBJECTS: Final[dict[str, Callable[[str], Subject]]] = {
     "bus_postgres": _postgres("bus_postgres"),
     "psycopg": _postgres("psycopg"),
     "notify": _postgres("notify"),
+    "stored": _postgres("stored"),
 }
 
 if __name__ == "__main__":

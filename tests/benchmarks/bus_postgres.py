@@ -87,8 +87,57 @@ class Notify:
         await self._listener.close()
 
 
+class Stored:
+    """What the least of storage costs there: a row and its NOTIFY in one statement, and a SELECT by who was told."""
+
+    def __init__(self, url: str) -> None:
+        self._rows = Psycopg(url)
+        self._url = url
+        self._task: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        await self._rows.open()
+        self._sender = await psycopg.AsyncConnection.connect(self._url, autocommit=True)
+        self._listener = await psycopg.AsyncConnection.connect(self._url, autocommit=True)
+        self._reader = await psycopg.AsyncConnection.connect(self._url, autocommit=True)
+        await self._listener.execute(f"LISTEN {_CHANNEL}")
+
+    def event(self, number: int) -> object:
+        return payload_of(number)
+
+    async def publish(self, events: Sequence[object]) -> None:
+        for event in events:
+            await self._sender.execute(
+                f"WITH stored AS (INSERT INTO {_TABLE} (topic, body) VALUES (%s, %b) RETURNING topic)"
+                " SELECT pg_notify(%s, topic) FROM stored",
+                (TOPIC, _encode(event), _CHANNEL),
+            )
+
+    async def consume(self, seen: Seen) -> None:
+        async def listen() -> None:
+            last = 0
+            async for _ in self._listener.notifies():
+                statement = f"SELECT id, body FROM {_TABLE} WHERE topic = %s AND id > %s ORDER BY id"
+                cursor = await self._reader.execute(statement, (TOPIC, last), binary=True)
+                for number, body in await cursor.fetchall():
+                    last = number
+                    seen(msgspec.json.decode(body)["number"])
+
+        self._task = asyncio.create_task(listen())
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        for connection in (self._sender, self._listener, self._reader):
+            await connection.close()
+        await self._rows.close()
+
+
 SUBJECTS: Final[dict[str, Callable[[str], Subject]]] = {
     "bus_postgres": lambda url: OurBus(PostgresLog(url, key_prefix=_TABLE, max_events=100_000), None),
     "psycopg": Psycopg,
     "notify": Notify,
+    "stored": Stored,
 }
