@@ -12,6 +12,8 @@ __all__ = ["check_choice", "check_integer", "check_seconds"]
 
 def check_integer(option: str, value: object, *, minimum: int, maximum: int | None = None) -> int:
     """Return *value* if it is a whole number in range (bool is not), else raise ConfigurationError."""
+    if type(value) is int and value >= minimum and maximum is None:
+        return value  # as nearly always, and some callers are called often
     if (
         isinstance(value, bool)
         or not isinstance(value, int)
@@ -24,6 +26,8 @@ def check_integer(option: str, value: object, *, minimum: int, maximum: int | No
 
 def check_seconds(option: str, value: object, *, above: float | None = None, minimum: float = 0.0) -> float:
     """Return *value* as float if it is a finite number of seconds >= *minimum* and > *above*."""
+    if type(value) is float and minimum <= value < math.inf and (above is None or value > above):
+        return value
     if (
         isinstance(value, bool)
         or not isinstance(value, (int, float))

@@ -212,6 +212,8 @@ class BufferCore(BufferState):
 
     def acknowledge(self, loan: Loan, events: Iterable[Payload] | None) -> None:
         """Count events of a lease as delivered."""
+        if events is None and self._acknowledge_all(loan):
+            return
         named = None if events is None else list(events)
 
         def settle(_now: float) -> None:
@@ -225,6 +227,24 @@ class BufferCore(BufferState):
                 self._loans.discard(loan)
 
         self._in_section(settle)
+
+    def _acknowledge_all(self, loan: Loan) -> bool:
+        """End a lease that has not run out, in half the time; False when more is to be looked at, for others."""
+        with self._lock:
+            if loan.state is not LeaseState.OPEN or loan.deadline <= self._clock():
+                return False
+            if self._loans != {loan} or self._measured or self._shelf.remembers:
+                return False
+            try:
+                done = loan.pending()
+                loan.state = LeaseState.ACKNOWLEDGED
+                self._loans.discard(loan)
+                self._in_flight -= done
+                self._delivered += done
+            except BaseException:
+                self._book_interrupted()
+                raise
+        return True
 
     def bury(self, loan: Loan, event: Payload, error: BaseException | Evidence) -> None:
         """Move one event of a lease to the dead letters, and count it as dropped."""

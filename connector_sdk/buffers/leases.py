@@ -48,6 +48,7 @@ class LeaseState(enum.Enum):
 
 
 _NOTHING: Final = Batch()
+_NONE: Final[AbstractSet[int]] = frozenset()
 
 
 class Loan:
@@ -76,7 +77,7 @@ class Loan:
     ) -> None:
         self._holder = weakref.ref(holder)
         self._places: dict[int, list[int]] | None = None
-        self._acked: set[int] = set()
+        self._acked: AbstractSet[int] = _NONE
         self.batch = _NOTHING
         self.max_events = max_events
         self.types = types
@@ -178,7 +179,7 @@ class Lease:
         return list(self._loan.batch.items)
 
     def __iter__(self) -> Iterator[Payload]:
-        return iter(self.events)
+        return iter(self._loan.batch.items)
 
     def __len__(self) -> int:
         return len(self._loan.batch.items)
@@ -242,7 +243,7 @@ class Lease:
         if state is not LeaseState.OPEN:
             return
         if error is None:
-            self.ack()
+            self._buffer.acknowledge(self._loan, None)
         else:
             self.give_back()
 
