@@ -66,8 +66,15 @@ class Taken(msgspec.Struct, frozen=True, gc=False):
     arrival: int
     shard: int
     payload: Payload
-    event: StoredEvent
+    event_id: str | None
+    origin: str
+    ticket: int
     page: HeldPage | None
+
+    @property
+    def event(self) -> StoredEvent:
+        """What the store needs to know it by: without the body, for two of each would be in memory."""
+        return StoredEvent(self.time, self.arrival, b"", "", self.event_id, self.origin, self.ticket)
 
 
 class HeldPage:
@@ -338,13 +345,10 @@ def decode_events(
         except PayloadError:
             bad.append(event)
         else:
-            taken.append(Taken(event.time, event.arrival, shard, payload, _without_body(event), page))
+            taken.append(
+                Taken(event.time, event.arrival, shard, payload, event.event_id, event.origin, event.ticket, page)
+            )
     return taken, bad
-
-
-def _without_body(event: StoredEvent) -> StoredEvent:
-    """Return what the store needs to know it by: the payload is decoded, and two of each would be in memory."""
-    return StoredEvent(event.time, event.arrival, b"", "", event.event_id, event.origin, event.ticket)
 
 
 def merge(parts: Sequence[Sequence[Taken]], *, in_order: bool = False) -> list[Taken]:
