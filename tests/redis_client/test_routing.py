@@ -70,8 +70,8 @@ async def test_a_server_that_does_not_tell_of_the_cluster_in_time(make_client: M
         seed.answer = lambda words: None if words[0] == b"CLUSTER" else moved(other)(words)
         client = make_client(seed.url.replace("redis", "redis+cluster"))
         began = time.monotonic()
-        assert await client.call("SET", b"foo", 1, key=b"foo", timeout=1) == b"OK"
-        assert time.monotonic() - began < 1
+        assert await client.call("SET", b"foo", 1, key=b"foo", timeout=4) == b"OK"
+        assert time.monotonic() - began < 4
 
 
 async def test_ask_is_followed_once(make_client: MakeClient) -> None:

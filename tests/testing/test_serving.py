@@ -327,7 +327,7 @@ def test_an_endless_stream_starves_nobody() -> None:
         with Wire(server) as other:
             other.read_until(b"data: {}")
         begin = time.monotonic()
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 10
 
 
 # Options.
