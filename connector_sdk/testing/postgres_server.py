@@ -9,25 +9,18 @@ import signal
 import socket
 import struct
 import subprocess
-import time
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 from urllib.parse import quote
 
-from connector_sdk.errors import ClientStateError, ConfigurationError, ConnectorError
-from connector_sdk.options import check_integer
-from connector_sdk.testing.child import Child
+from connector_sdk.errors import ConfigurationError, ConnectorError
 from connector_sdk.testing.postgres_programs import find_postgres, reachable_by, server_user, version_of
 from connector_sdk.testing.server_parts import ServerParts
+from connector_sdk.testing.server_process import ServerProcess
 
 __all__ = ["PostgresServer", "find_postgres"]
 
-_PATIENCE: Final = 30.0  # seconds until a server that does not answer is given up
-_ATTEMPTS: Final = 5  # at a port that somebody else takes in the same moment
-_IN_USE: Final = "Address already in use"
 _USER: Final = "postgres"
 _DATA: Final = "data"
 _SETTINGS: Final = {
@@ -42,7 +35,24 @@ _SETTINGS: Final = {
 }
 
 
-class PostgresServer:
+class _Parts(ServerParts):
+    # As `kill`.
+    farewell = f"""ipcrm -m "$(sed -n '7s/.* //p' "$2/{_DATA}/postmaster.pid")\""""
+
+    def kill(self) -> None:
+        """End it with SIGKILL, and remove the one thing that would outlive it: a small segment of shared memory."""
+        super().kill()
+        with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
+            # The seventh line has its key and its number, as the system knows it.
+            segment = int((self.directory / _DATA / "postmaster.pid").read_text().splitlines()[6].split()[1])
+            ctypes.CDLL(None).shmctl(segment, 0, None)  # IPC_RMID
+
+    def shut_down(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Ask it to end without waiting for those who are connected; kill it when it does not."""
+        super().shut_down(how)
+
+
+class PostgresServer(ServerProcess):
     """
     A real PostgreSQL on a free port of 127.0.0.1, for tests and demonstrations.
 
@@ -73,6 +83,9 @@ class PostgresServer:
         ConfigurationError: an option cannot work, or there are no programs.
     """
 
+    _parts_kind = _Parts
+    _patience = 30.0
+
     def __init__(
         self,
         programs: str | os.PathLike[str] | None = None,
@@ -94,80 +107,11 @@ class PostgresServer:
         self._password = password
         self._fsync = fsync
         self._settings = tuple(settings)
-        self._wanted_directory = None if directory is None else Path(directory).absolute()
-        self._wanted_port = check_integer("port", port, minimum=0, maximum=65535)
-        self._parts: _Parts | None = None
-        self._abandoned: weakref.finalize[[], PostgresServer] | None = None
+        super().__init__(directory, port)
 
     def __repr__(self) -> str:
         where = "not started" if self._parts is None else f"127.0.0.1:{self.port}, {'up' if self.running else 'down'}"
         return f"<PostgresServer {self.version}, {where}>"
-
-    # From start to end.
-
-    def start(self) -> Self:
-        """
-        Make its data folder if there is none, start it and wait until it answers; return the server itself.
-
-        `with` does this. Raises ClientStateError when it was started before, and ConnectorError, with the end of the
-        server's log, when it ended or gave no answer within 30 seconds.
-        """
-        if self._parts is not None:
-            raise ClientStateError("this PostgresServer was started before: restart() starts it again")
-        self._programs = reachable_by(self._user, self._programs)
-        attempts = _ATTEMPTS if self._wanted_port == 0 else 1
-        while True:
-            attempts -= 1
-            parts = self._parts = _Parts("PostgresServer", self._wanted_directory, self._wanted_port)
-            self._abandoned = weakref.finalize(self, parts.abandon)
-            try:
-                self._prepare(parts)
-                self._run(parts)
-            except BaseException as error:
-                try_another = isinstance(error, ConnectorError) and _IN_USE in self.log and attempts > 0
-                self.stop()
-                if not try_another:
-                    raise
-            else:
-                return self
-
-    def kill(self) -> None:
-        """End it with SIGKILL, all its processes, as a crash does; data and port are kept. Nothing happens when it is down."""
-        self._started().kill()
-
-    def restart(self) -> None:
-        """
-        Start it again, on the same port and data, and wait until it answers; one that runs is shut down first.
-
-        Raises as `start()`.
-        """
-        parts = self._started()
-        parts.shut_down()
-        self._run(parts)
-
-    def pause(self) -> None:
-        """Let all its processes hang, by SIGSTOP: connections are taken and nothing is answered. Raises when it is down."""
-        self._running().pause()
-
-    def resume(self) -> None:
-        """Let it go on after `pause()`; it answers what it was sent meanwhile."""
-        self._running().resume()
-
-    def stop(self) -> None:
-        """End it, remove the temporary folder and give the port free; may be called again, and so may `start()` then."""
-        if self._abandoned is not None:
-            self._abandoned.detach()
-        parts, self._parts = self._parts, None
-        if parts is not None:
-            parts.release()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
 
     # What it is.
 
@@ -182,43 +126,20 @@ class PostgresServer:
         return f"postgresql://{login}@127.0.0.1:{self.port}/{quote(database, safe='')}"
 
     @property
-    def port(self) -> int:
-        """The port; raises ClientStateError before the server was started."""
-        return self._started().port
-
-    @property
-    def pid(self) -> int:
-        """The process id of the first of its processes; raises ClientStateError when the server is down."""
-        return self._running().pid
-
-    @property
-    def running(self) -> bool:
-        """Whether its process is there, paused or not."""
-        return self._parts is not None and self._parts.child is not None and self._parts.child.exit_code is None
-
-    @property
-    def directory(self) -> Path:
-        """The folder of its data; raises ClientStateError before the server was started."""
-        return self._started().directory
-
-    @property
-    def log(self) -> str:
-        """What it has printed since the first start; "" before."""
-        return "" if self._parts is None else self._parts.log
-
-    @property
     def version(self) -> str:
         """For example "16.4"."""
         return self._version
 
-    def _prepare(self, parts: _Parts) -> None:
+    def _prepare(self, parts: ServerParts) -> None:
         """Make the data folder, unless it is there."""
-        if (parts.data / "PG_VERSION").exists():
+        self._programs = reachable_by(self._user, self._programs)
+        data = parts.directory / _DATA
+        if (data / "PG_VERSION").exists():
             return
         command: list[str | Path] = [
             self._programs / "initdb",
             "-D",
-            parts.data,
+            data,
             "-U",
             _USER,
             "--encoding=UTF8",
@@ -246,7 +167,7 @@ class PostgresServer:
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
-                timeout=4 * _PATIENCE,
+                timeout=4 * self._patience,
                 check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -256,65 +177,28 @@ class PostgresServer:
         if done.returncode:
             raise ConnectorError(f"initdb failed in {parts.directory}:\n{(done.stdout + done.stderr)[-2000:]}")
 
-    def _run(self, parts: _Parts) -> None:
+    @property
+    def _title(self) -> str:
+        return f"PostgreSQL {self.version}"
+
+    def _launch(self, parts: ServerParts) -> None:
         settings = {**_SETTINGS, "port": str(parts.port), "fsync": "on" if self._fsync else "off"}
         words = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        parts.run([str(self._programs / "postgres"), "-D", str(parts.data), *words, *self._settings], user=self._user)
-        deadline = time.monotonic() + _PATIENCE
-        pause = 0.002
-        while not _answers(parts.port):
-            ended = not self.running
-            if ended or time.monotonic() > deadline:
-                parts.kill()
-                what = "ended at once" if ended else f"gave no answer within {_PATIENCE:g} s"
-                end_of_log = "\n".join(parts.log.splitlines()[-15:]) or "(nothing)"
-                raise ConnectorError(f"PostgreSQL {self.version} {what}; it said:\n{end_of_log}")
-            time.sleep(pause)
-            pause = min(2 * pause, 0.02)
+        parts.run(
+            [str(self._programs / "postgres"), "-D", str(parts.directory / _DATA), *words, *self._settings],
+            user=self._user,
+        )
 
-    def _started(self) -> _Parts:
-        if self._parts is None:
-            raise ClientStateError("this PostgresServer is not started: enter it with `with`, or call start()")
-        return self._parts
-
-    def _running(self) -> Child:
-        child = self._started().child
-        if child is None or child.exit_code is not None:
-            raise ClientStateError("this PostgresServer is down: restart() starts it again")
-        return child
-
-
-class _Parts(ServerParts):
-    # As `kill`.
-    farewell = f"""ipcrm -m "$(sed -n '7s/.* //p' "$2/{_DATA}/postmaster.pid")\""""
-
-    @property
-    def data(self) -> Path:
-        return self.directory / _DATA
-
-    def kill(self) -> None:
-        """End it with SIGKILL, and remove the one thing that would outlive it: a small segment of shared memory."""
-        super().kill()
-        with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
-            # The seventh line has its key and its number, as the system knows it.
-            segment = int((self.data / "postmaster.pid").read_text().splitlines()[6].split()[1])
-            ctypes.CDLL(None).shmctl(segment, 0, None)  # IPC_RMID
-
-    def shut_down(self, how: signal.Signals = signal.SIGINT) -> None:
-        """Ask it to end without waiting for those who are connected; kill it when it does not."""
-        super().shut_down(how)
-
-
-def _answers(port: int) -> bool:
-    """Whether the server lets anybody in: it does not while it is starting or reading its log."""
-    words = b"user\x00postgres\x00database\x00postgres\x00\x00"
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=2.0) as connection:
-            connection.sendall(struct.pack("!ii", 8 + len(words), 3 << 16) + words)
-            answer = connection.recv(1024)
-            if answer[:1] == b"R":
-                connection.sendall(b"X\x00\x00\x00\x04")
-    except OSError:
-        return False
-    # Who is refused for another reason than "not now" (57P03) is refused by a server that is up.
-    return answer[:1] == b"R" or (answer[:1] == b"E" and b"C57P03\x00" not in answer)
+    def _answers(self, port: int) -> bool:
+        """Whether it lets anybody in: it does not while it is starting or reading its log."""
+        words = b"user\x00postgres\x00database\x00postgres\x00\x00"
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=2.0) as connection:
+                connection.sendall(struct.pack("!ii", 8 + len(words), 3 << 16) + words)
+                answer = connection.recv(1024)
+                if answer[:1] == b"R":
+                    connection.sendall(b"X\x00\x00\x00\x04")
+        except OSError:
+            return False
+        # Who is refused for another reason than "not now" (57P03) is refused by a server that is up.
+        return answer[:1] == b"R" or (answer[:1] == b"E" and b"C57P03\x00" not in answer)
