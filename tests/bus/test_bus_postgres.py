@@ -15,6 +15,7 @@ from connector_sdk.bus.postgres import PostgresLog
 from connector_sdk.errors import BusUnavailableError
 from connector_sdk.testing import EventBusContract, LogOptions
 from connector_sdk.testing.bus_case import TOPIC, Seen, event, until
+from tests.servers.fixtures import every_postgres
 
 PATIENCE = 30.0
 _prefixes = itertools.count()
@@ -26,6 +27,7 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@every_postgres
 class TestBusOnPostgres(EventBusContract):
     hold = 1.0
 

@@ -11,6 +11,7 @@ from connector_sdk.bus.postgres import PostgresLog
 from connector_sdk.bus.postgres_publisher import Bounds, Retention
 from connector_sdk.errors import ConfigurationError
 from connector_sdk.testing import EventLogContract, LogOptions
+from tests.servers.fixtures import every_postgres
 
 _prefixes = itertools.count()
 
@@ -21,6 +22,7 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@every_postgres
 class TestPostgresLog(EventLogContract):
     hold = 1.0
 

