@@ -156,7 +156,11 @@ class FatalStreamError(StreamError):
 
 
 class HandlerError(ConnectorError):
-    """A callback raised and its failure policy is to stop the client; the callback's error is `__cause__`."""
+    """
+    A callback raised and its failure policy is to stop the client, or a handler of a stream's consumer failed for good.
+
+    What it raised is `__cause__`.
+    """
 
     @classmethod
     def of(cls, name: str, cause: BaseException) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 
 from connector_sdk.errors import ConfigurationError
@@ -24,18 +25,21 @@ def check_integer(option: str, value: object, *, minimum: int, maximum: int | No
     return int(value)
 
 
-def check_seconds(option: str, value: object, *, above: float | None = None, minimum: float = 0.0) -> float:
-    """Return *value* as float if it is a finite number of seconds >= *minimum* and > *above*."""
-    if type(value) is float and minimum <= value < math.inf and (above is None or value > above):
+def check_seconds(
+    option: str, value: object, *, above: float | None = None, minimum: float = 0.0, maximum: float = math.inf
+) -> float:
+    """Return *value* as float if it is a finite number of seconds >= *minimum*, > *above* and <= *maximum*."""
+    if type(value) is float and minimum <= value < math.inf and value <= maximum and (above is None or value > above):
         return value
     if (
         isinstance(value, bool)
         or not isinstance(value, (int, float))
-        or not math.isfinite(value)
-        or value < minimum
+        or not -sys.float_info.max <= value <= sys.float_info.max  # a whole number may be too large for a float
+        or not minimum <= value <= maximum
         or (above is not None and value <= above)
     ):
-        limit = f"above {above:g}" if above is not None else f"{minimum:g} or more"
+        limit = f"above {above:g}" if above is not None and above >= minimum else f"{minimum:g} or more"
+        limit += "" if maximum == math.inf else f" and at most {maximum:g}"
         raise ConfigurationError(option, value, f"a finite number of seconds, {limit}")
     return float(value)
 

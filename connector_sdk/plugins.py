@@ -50,7 +50,7 @@ _SYNONYMS: Final = {
 }
 _REDIS_PLACE: Final = ("url", "host", "port", "db", "ssl", "username", "password", "connection_pool_size")
 _POSTGRES_PLACE: Final = ("connection_string", "url", "dsn")
-_PSYCOPG: Final = "another one where psycopg is missing: install it with pip install 'connector_sdk[postgres]'"
+_PSYCOPG: Final = "one whose package is installed, and psycopg is not: pip install 'connector_sdk[postgres]'"
 
 
 def create_event_bus(
@@ -82,6 +82,10 @@ def create_event_bus(
         ConfigurationError: an option that is not known (the nearest name is suggested) or has a value that cannot work, a
             backend that is not known, or one whose package is missing.
     """
+    given: object = config
+    if given is not None and not isinstance(given, Mapping):
+        allowed = 'a dict, such as {"backend": "redis", "url": "redis://localhost:6379/0"}'
+        raise ConfigurationError("config", given, allowed, secret=True)  # it may be a URL with its password
     options = dict(config or {})
     backend = options.pop("backend", None)
     if backend is None:

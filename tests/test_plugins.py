@@ -146,3 +146,9 @@ def test_buffers_of_servers_and_mistakes() -> None:
             open_buffer(url, **options)
         assert named in str(caught.value)
         assert "s3cret" not in str(caught.value)
+
+
+def test_a_configuration_that_is_no_dict_is_told_without_its_secrets() -> None:
+    with pytest.raises(ConfigurationError, match=r"config=<hidden> .* a dict, such as") as caught:
+        create_event_bus("redis://:s3cret@localhost:6379/0")  # type: ignore[arg-type]
+    assert "s3cret" not in str(caught.value)

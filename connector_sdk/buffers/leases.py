@@ -126,7 +126,7 @@ class Loan:
     def settle(self, events: list[Payload]) -> int:
         """Note *events* as done with; return how many were not before. The same object twice is two events."""
         if self._places is None:
-            self._places = {}
+            self._places, self._acked = {}, set()
             for position, payload in enumerate(self.batch.items):
                 self._places.setdefault(id(payload), []).append(position)
         found: set[int] = set()

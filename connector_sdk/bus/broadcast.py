@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Final, Literal, TypeAlias
 
+import msgspec
+
 from connector_sdk.background import OwnedTask, OwnedTasks
 from connector_sdk.bus.events import decode
 from connector_sdk.bus.feed import Feed
@@ -24,6 +26,15 @@ logger = logging.getLogger("connector_sdk.bus")
 Overflow: TypeAlias = Literal["catch_up", "drop_oldest", "drop_newest"]
 
 _PAGE: Final = 500
+
+
+class _Estate(msgspec.Struct, frozen=True, eq=False):
+    """What subscriptions that ended had not read: what all of *wanted* want and none of *taken* takes."""
+
+    cursors: dict[str, str]  #: what comes after these; they are moved as it is read
+    until: dict[str, str]
+    wanted: list[Callable[[Record], bool]]
+    taken: list[Callable[[Record], bool]]
 
 
 class BroadcastIntake:
@@ -62,9 +73,12 @@ class BroadcastIntake:
         self._begins: dict[str, str] = {}
         self._skip: dict[str, str] = {}
         self._created: list[str] = []
+        #: Older ones with the same handler. Those that ended stay for a while: what they had is not to be had again.
         self._elders: list[BroadcastIntake] = []
+        #: How far it came, once it has ended.
+        self._ends: dict[str, str] | None = None
         self._reader: OwnedTask | None = None
-        self._inheriting: list[OwnedTask] = []
+        self._inheriting: list[tuple[OwnedTask, _Estate]] = []
         self._work: Work
         self.is_live = False
         self.group = None
@@ -101,7 +115,10 @@ class BroadcastIntake:
             if topic not in ends:
                 self._cursors[topic] = ends[topic] = START
         self._begins = dict(self._cursors)
-        self._elders = [one for one in self._feed.intakes if one._identity == self._identity]
+        living = [one for one in self._feed.intakes if one._identity == self._identity]
+        for one in living:
+            one._forget_elders()
+        self._elders = list(dict.fromkeys([*living, *(elder for one in living for elder in one._elders)]))
         self._feed.join(self, ends)
         if not self._go_live():
             self._read_by_oneself()
@@ -113,10 +130,11 @@ class BroadcastIntake:
 
     def end(self) -> None:
         """Take nothing more; what others with the same handler left to this one is theirs from now on."""
-        if self.is_live:
-            self._cursors = {topic: at for topic, at in self._feed.cursors.items() if self.matches(topic)}
+        # Of topics that came while it was behind it may not even know.
+        self._ends = {topic: START for topic in self._feed.cursors if self.matches(topic)} | self._reached
+        self._elders = self._living_elders
         self.is_live = False
-        for task in (*self._inheriting, *([] if self._reader is None else [self._reader])):
+        for task in (*(task for task, _ in self._inheriting), *([] if self._reader is None else [self._reader])):
             task.cancel()
         self._feed.leave(self)
 
@@ -125,29 +143,36 @@ class BroadcastIntake:
         return [one for one in self._feed.intakes if self in one._elders]
 
     def inherit(self, elder: BroadcastIntake, records: Sequence[Record]) -> None:
-        """Take what *elder*, which ends, had not begun."""
-        if elder in self._elders:
-            self._elders.remove(elder)
-        self._work.add(self._without_elders([record for record in records if self._is_mine(record)]))
-        # What it had not read yet was passed over here as far as this one has come.
+        """Take what *elder*, which has ended, had not begun, and what it had not read."""
+        assert elder._ends is not None
+        older = [one._wants for one in self._living_elders]  # they inherit before this one
+        self._work.add([record for record in records if self._wants(record) and not _any(older, record)])
+        # What it had not read was passed over here as far as this one has come.
         order = self._log.order
-        mine = self._feed.cursors if self.is_live else self._cursors
+        reached = self._reached
         behind = {
             topic: cursor
-            for topic, cursor in elder._cursors.items()
-            if self.matches(topic) and order(cursor) < order(mine.get(topic, START))
+            for topic, cursor in elder._ends.items()
+            if self.matches(topic) and order(cursor) < order(reached.get(topic, START))
         }
-        if behind:
-            until = {topic: order(mine[topic]) for topic in behind}
-            name = f"bus inheritance of {self._pattern.text}"
-            self._inheriting = [task for task in self._inheriting if not task.is_over]
-            self._inheriting.append(self._tasks.start(lambda: self._read_for(elder, behind, until), name))
+        until = {topic: reached[topic] for topic in behind}
+        others = [one._took for one in self._elders if one._ends is not None]
+        self._take_over(_Estate(behind, until, [elder._wants], [*older, *others]))
+        for task, left in elder._inheriting:
+            if not task.is_over:
+                wanted, taken = [*left.wanted, elder._wants], [*left.taken, *older]
+                self._take_over(_Estate(dict(left.cursors), left.until, wanted, taken))
 
-    async def _read_for(
-        self, elder: BroadcastIntake, cursors: dict[str, str], until: dict[str, tuple[int, ...]]
-    ) -> None:
-        """Read what *elder* would have taken after *cursors*."""
+    def _take_over(self, estate: _Estate) -> None:
+        self._inheriting = [(task, one) for task, one in self._inheriting if not task.is_over]
+        if estate.cursors:
+            name = f"bus inheritance of {self._pattern.text}"
+            self._inheriting.append((self._tasks.start(lambda: self._read_estate(estate), name), estate))
+
+    async def _read_estate(self, estate: _Estate) -> None:
         order = self._log.order
+        cursors = estate.cursors
+        until = {topic: order(position) for topic, position in estate.until.items()}
         patience = Patience(self._outages)
         try:
             while cursors:
@@ -161,21 +186,26 @@ class BroadcastIntake:
                 patience.succeeded()
                 for loss in reading.losses:
                     self.lost(loss)
-                cursors |= reading.cursors
-                found: list[Record] = []
                 for record in reading.records:
                     cursors[record.topic] = record.position
-                    if order(record.position) <= until[record.topic] and elder._takes(record) and self._is_mine(record):
-                        found.append(record)
-                self._work.add(self._without_elders(found))
-                more = bool(reading.records or reading.cursors)
-                cursors = {name: at for name, at in cursors.items() if more and order(at) < until[name]}
+                self._work.add([record for record in reading.records if self._inherits(record, estate, until)])
+                for topic in list(cursors):
+                    if not reading.records and topic not in reading.cursors:
+                        self._found_nothing(topic, cursors[topic], reading)
+                    # A topic that began anew has nothing of it any more.
+                    is_gone = not reading.records or topic in reading.cursors
+                    if is_gone or order(cursors[topic]) >= until[topic]:
+                        del cursors[topic]
         finally:
             patience.give_up()
 
-    def _is_mine(self, record: Record) -> bool:
-        order = self._log.order
-        return self.matches(record.topic) and order(record.position) > order(self._begins.get(record.topic, START))
+    def _inherits(self, record: Record, estate: _Estate, until: dict[str, tuple[int, ...]]) -> bool:
+        return (
+            self._log.order(record.position) <= until[record.topic]
+            and self._wants(record)
+            and all(wants(record) for wants in estate.wanted)
+            and not _any(estate.taken, record)
+        )
 
     def offer(self, topic: str, run: Sequence[Record]) -> None:
         """Take what the feed has read of *topic*, or as much as there is room for."""
@@ -198,6 +228,9 @@ class BroadcastIntake:
         """The storage lost *topic*, which begins again."""
         self._skip.pop(topic, None)
         self._begins.pop(topic, None)
+        for elder in self._elders:
+            if elder._ends is not None:
+                elder._ends.pop(topic, None)
         if topic in self._cursors and not self.is_live:
             self._cursors[topic] = cursor
 
@@ -209,7 +242,7 @@ class BroadcastIntake:
         """Whether it has taken everything up to *ends*, as far as it is for it."""
         order = self._log.order
         cursors = self._feed.cursors if self.is_live else self._cursors
-        if not all(task.is_over for task in self._inheriting):
+        if self._is_inheriting:
             return False
         return all(order(cursors.get(topic, START)) >= order(end) for topic, end in ends.items() if self.matches(topic))
 
@@ -243,17 +276,24 @@ class BroadcastIntake:
     def _take(self, reading: Reading, before: dict[str, str]) -> None:
         for loss in reading.losses:
             self.lost(loss)
+        records = self._without_elders(reading.records) if self._elders else reading.records
         self._cursors.update(reading.cursors)
         for record in reading.records:
             self._cursors[record.topic] = record.position
         if reading.records:
-            self._work.add(self._without_elders(reading.records) if self._elders else reading.records)
+            self._work.add(records)
         elif not reading.cursors:
-            # There was nothing although the feed is further: what lay between is gone, and `losses` has told.
+            # There was nothing although the feed is further: what lay between is gone.
             order = self._log.order
             for topic, position in before.items():
                 if order(position) > order(self._cursors[topic]):
+                    self._found_nothing(topic, self._cursors[topic], reading)
                     self._cursors[topic] = position
+
+    def _found_nothing(self, topic: str, cursor: str, reading: Reading) -> None:
+        """Tell of a loss after *cursor*, unless the log did, or there was nothing left when it began."""
+        if cursor != START and not any(loss.topic == topic for loss in reading.losses):
+            self.lost(Loss(topic=topic, reason="trimmed"))
 
     def _go_live(self) -> bool:
         """Join the feed if everything that it has read was taken; without a pause, so that nothing comes between."""
@@ -278,8 +318,7 @@ class BroadcastIntake:
     def _detach(self, topic: str, run: Sequence[Record], room: int, floor: str | None) -> None:
         """Leave the feed with what there is room for; the rest is in the log."""
         taken = run[: max(0, room)]
-        self._cursors = {name: cursor for name, cursor in self._feed.cursors.items() if self.matches(name)}
-        self._cursors |= self._skip
+        self._cursors = self._reached
         if floor is not None:
             self._cursors[topic] = floor
         if taken:
@@ -309,11 +348,49 @@ class BroadcastIntake:
             self._skip[topic] = floor
         return [record for record in run if order(record.position) > mark]
 
+    @property
+    def _reached(self) -> dict[str, str]:
+        """How far it has come in each topic."""
+        if not self.is_live:
+            return self._cursors
+        return {topic: at for topic, at in self._feed.cursors.items() if self.matches(topic)} | self._skip
+
+    @property
+    def _living_elders(self) -> list[BroadcastIntake]:
+        return [elder for elder in self._elders if elder._ends is None]
+
+    @property
+    def _is_inheriting(self) -> bool:
+        return not all(task.is_over for task, _ in self._inheriting)
+
     def _without_elders(self, run: Sequence[Record]) -> Sequence[Record]:
         """Leave out what an older subscription with the same handler takes: one handler is called once for an event."""
-        return [record for record in run if not any(elder._takes(record) for elder in self._elders)]
+        self._forget_elders()
+        takes = [elder._wants if elder._ends is None else elder._took for elder in self._elders]
+        return [record for record in run if not _any(takes, record)]
 
-    def _takes(self, record: Record) -> bool:
+    def _forget_elders(self) -> None:
+        """Forget those that ended where this one, and whoever may leave something to it, have been since."""
+        living = self._living_elders
+        if len(living) == len(self._elders):
+            return
+        readers = [self, *living]
+        if any(one._is_inheriting for one in readers):
+            return
+        order = self._log.order
+        places = [(one, one._reached) for one in readers]
+
+        def is_passed(ends: dict[str, str]) -> bool:
+            return all(
+                order(reached.get(topic, START)) >= order(end)
+                for topic, end in ends.items()
+                for one, reached in places
+                if self.matches(topic) and one.matches(topic)
+            )
+
+        self._elders = [one for one in self._elders if one._ends is None or not is_passed(one._ends)]
+
+    def _wants(self, record: Record) -> bool:
         order = self._log.order
         if not self.matches(record.topic) or order(record.position) <= order(self._begins.get(record.topic, START)):
             return False
@@ -325,3 +402,14 @@ class BroadcastIntake:
         except PayloadError:
             return True  # whoever gets it buries it
         return event.type == self._event_type
+
+    def _took(self, record: Record) -> bool:
+        """Whether it had *record* before it ended, or has left it to its heirs."""
+        assert self._ends is not None
+        order = self._log.order
+        is_passed = order(record.position) <= order(self._ends.get(record.topic, START))
+        return is_passed and self._wants(record) and not any(elder._wants(record) for elder in self._elders)
+
+
+def _any(predicates: Sequence[Callable[[Record], bool]], record: Record) -> bool:
+    return any(predicate(record) for predicate in predicates)

@@ -22,7 +22,7 @@ from connector_sdk.bus.log import Body, EventLog, Loss
 from connector_sdk.bus.members import GroupIntake, beat_all
 from connector_sdk.bus.once import once
 from connector_sdk.bus.publishing import Publisher
-from connector_sdk.bus.readings import BusReadings
+from connector_sdk.bus.readings import LEFT_TO_THE_PARENT, BusReadings
 from connector_sdk.bus.registry import EventRegistry
 from connector_sdk.bus.sink import TopicSink
 from connector_sdk.bus.sources import Start
@@ -32,7 +32,7 @@ from connector_sdk.bus.subscription import Subscription
 from connector_sdk.bus.topics import TopicTemplate, check_topic
 from connector_sdk.bus.waiting import wait_until_settled
 from connector_sdk.bus.work import Key, running_work
-from connector_sdk.errors import BusClosedError, BusUnavailableError, ConfigurationError, EventBusError
+from connector_sdk.errors import BusUnavailableError, ConfigurationError, EventBusError
 from connector_sdk.observe import RateLimitedLogger
 from connector_sdk.options import check_integer, check_seconds
 
@@ -46,6 +46,7 @@ Publishable: TypeAlias = object
 _RETRY_DELAYS: Final = (0.2, 2.0, 15.0)
 #: States in which handlers may publish what they found.
 _PUBLISHING: Final = frozenset({"open", "closing"})
+_LONGEST_HOLD: Final = 86_400.0
 _ABORT_GRACE: Final = 5.0  # seconds for handlers that were cancelled
 
 
@@ -92,13 +93,11 @@ class EventBus(BusReadings):
         close_timeout: float = 30.0,
         max_threads: int = 32,
     ) -> None:
-        if check_seconds("hold", hold, minimum=0.2) > 86_400:
-            raise ConfigurationError("hold", hold, "from 0.2 to 86400 seconds")
         super().__init__(log, observer)
         self._keeps_objects = log.keeps_objects
         self._registry = EventRegistry() if registry is None else registry
         self._source = source
-        self._hold = float(hold)
+        self._hold = check_seconds("hold", hold, minimum=0.2, maximum=_LONGEST_HOLD)
         self._queue_size = check_integer("queue_size", queue_size, minimum=1)
         self._close_timeout = check_seconds("close_timeout", close_timeout)
         self._max_threads = check_integer("max_threads", max_threads, minimum=1)
@@ -129,7 +128,7 @@ class EventBus(BusReadings):
         if self._state == "connecting":
             raise EventBusError(f"the event bus on {self._log.name} is being connected by another task")
         if self._state != "new":
-            raise BusClosedError("this event bus was closed: make a new one")
+            self._check_open()
         self._state = "connecting"
         try:
             await self._log.connect()
@@ -156,7 +155,7 @@ class EventBus(BusReadings):
         does not leave the bus half closed: the end goes on. EventBusError in a handler of this bus, for which it
         would wait.
         """
-        if self._state in ("new", "closed"):
+        if self._state in ("new", "closed", LEFT_TO_THE_PARENT):
             self._state = "closed"
             return self._report
         if any(running_work.get() is one.work for one in self._subscriptions.values()):
@@ -349,7 +348,7 @@ class EventBus(BusReadings):
         """
         self._check_open()
         if idle is not None:
-            check_seconds("idle", idle)
+            check_seconds("idle", idle, maximum=_LONGEST_HOLD)
         subscribed = [one.intake for one in self._subscriptions.values() if one.group == group]
         intakes = [intake for intake in subscribed if isinstance(intake, GroupIntake)]
         if not intakes:
@@ -364,7 +363,7 @@ class EventBus(BusReadings):
         For tests and for the end of programs. Raises TimeoutError after *timeout* seconds, None waits for ever.
         """
         self._check_open()
-        with anyio.fail_after(timeout):
+        with anyio.fail_after(None if timeout is None else check_seconds("timeout", timeout)):
             await wait_until_settled(self._log, self._feed, self._sending, lambda: list(self._subscriptions.values()))
 
     def __repr__(self) -> str:

@@ -108,7 +108,7 @@ class Feed:
         self._look_again()
 
     def watch(self, watcher: TopicWatcher) -> None:
-        """Tell *watcher* of new topics; call `list_topics` before."""
+        """Tell *watcher* of new topics; call `list_topics` afterwards."""
         self._watchers[watcher] = None
 
     def unwatch(self, watcher: TopicWatcher) -> None:

@@ -217,7 +217,8 @@ class EventLog(Protocol):
         Return up to *limit* entries after the cursor of each topic, for readers without a group.
 
         With *catalogue* (START: from now on) also topics that are created; see `Reading`. Waits up to *wait* seconds if
-        there is nothing; may return empty earlier. May be cancelled at any time, and called by several tasks at once.
+        there is nothing; may return empty earlier. No entries with *wait* 0 means that there are none, whatever else is
+        told. May be cancelled at any time, and called by several tasks at once.
         """
 
     async def topics(self) -> tuple[list[str], str]:

@@ -147,7 +147,7 @@ class GroupIntake:
         """Take over what silent members had, and return when the handler is done with it."""
         checked = claimed = reprocessed = dead_lettered = failed = 0
         while not self._work.stopping:
-            claim = await self.member.recover(_PAGE, self._hold if idle is None else idle)
+            claim = await self._recover_some(self._hold if idle is None else idle)
             entries = list(claim.deliveries)
             tally = self._work.watch(entries)
             self._take(claim)
@@ -162,6 +162,13 @@ class GroupIntake:
         return RecoveryReport(
             checked=checked, claimed=claimed, reprocessed=reprocessed, dead_lettered=dead_lettered, failed=failed
         )
+
+    async def _recover_some(self, idle: float) -> Claim:
+        claim = await self.member.recover(_PAGE, idle)
+        if not self._work.stopping:
+            return claim
+        await self.member.give_back(claim.deliveries)  # nobody would begin them
+        return Claim(checked=claim.checked)
 
     async def give_back_idle(self) -> None:
         """Let others have what waits behind handlers that come to no end."""

@@ -12,13 +12,14 @@ from typing import Final
 import anyio
 from anyio.lowlevel import checkpoint
 
+from connector_sdk.bus.bounds import check_kept, check_lifetime, check_retention
 from connector_sdk.bus.log import START, Body, Loss, Reading, Record, Reserved, StoredLetter, TopicInfo
 from connector_sdk.bus.memory_letters import MemoryLetters
 from connector_sdk.bus.memory_member import MemoryMember
 from connector_sdk.bus.memory_reservations import MemoryReservations
 from connector_sdk.bus.memory_topic import MemoryTopic, Retention, number_of, position_of
-from connector_sdk.errors import ConfigurationError
-from connector_sdk.options import check_integer, check_seconds
+from connector_sdk.forks import start_empty_after_fork
+from connector_sdk.options import check_integer
 
 __all__ = ["MemoryLog"]
 
@@ -58,19 +59,22 @@ class MemoryLog:
         retention: Mapping[str, tuple[int, float]] | None = None,
         max_dead_letters: int = 10_000,
     ) -> None:
-        check_integer("max_backlog", max_backlog, minimum=1)
-        check_seconds("max_backlog_seconds", max_backlog_seconds, above=0)
+        check_kept(max_events, ttl_seconds)
+        check_integer("max_backlog", max_backlog, minimum=max_events)
+        check_lifetime("max_backlog_seconds", max_backlog_seconds, minimum=ttl_seconds)
         check_integer("max_dead_letters", max_dead_letters, minimum=1)
 
         def rules(events: int, seconds: float) -> Retention:
-            check_integer("max_events", events, minimum=10, maximum=100_000)
-            if check_seconds("ttl_seconds", seconds, minimum=60.0) > _WEEK:
-                raise ConfigurationError("ttl_seconds", seconds, f"at most {_WEEK:g} seconds, a week")
             return Retention(events, seconds, max(max_backlog, events), max(max_backlog_seconds, seconds))
 
         self._retention = rules(max_events, ttl_seconds)
-        self._special = {topic: rules(*bounds) for topic, bounds in (retention or {}).items()}
-        self.letters = MemoryLetters(max_dead_letters)
+        self._special = {topic: rules(*bounds) for topic, bounds in check_retention(retention).items()}
+        self._max_dead_letters = max_dead_letters
+        self._start_empty()
+        start_empty_after_fork(self)
+
+    def _start_empty(self) -> None:
+        self.letters = MemoryLetters(self._max_dead_letters)
         self._reservations = MemoryReservations()
         self._topics: dict[str, MemoryTopic] = {}
         self._catalogue: list[str] = []  # names in the order in which topics were created
@@ -78,6 +82,10 @@ class MemoryLog:
         self._fellowships: dict[str, dict[str, MemoryMember]] = {}
         self._debt = 0
         self._turn = 0
+
+    def after_fork_in_child(self) -> None:
+        """Begin empty: what the parent has would be handled twice."""
+        self._start_empty()
 
     @property
     def name(self) -> str:

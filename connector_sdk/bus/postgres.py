@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Final, Literal, cast
 
 from connector_sdk.background import OwnedTasks, current_event_loop
+from connector_sdk.bus.bounds import check_kept, check_lifetime, check_retention
 from connector_sdk.bus.log import START, Body, GroupInfo, Loss, Reading, Record, Reserved, StoredLetter, TopicInfo
 from connector_sdk.bus.postgres_calls import Calls, Row
 from connector_sdk.bus.postgres_member import MOST_BYTES, PostgresMember, number_of
@@ -16,6 +17,7 @@ from connector_sdk.bus.postgres_publisher import Bounds, Publisher, Retention
 from connector_sdk.bus.postgres_schema import Names
 from connector_sdk.bus.postgres_wakeups import Listener, Wakeups
 from connector_sdk.errors import BusClosedError, BusUnavailableError, ConfigurationError
+from connector_sdk.forks import start_empty_after_fork
 from connector_sdk.options import check_integer, check_seconds
 from connector_sdk.postgres_client import PostgresAddress
 
@@ -27,7 +29,7 @@ _READ: Final = (
 )
 _LETTER: Final = "id, topic, grp, seq, body, evidence, extract(epoch FROM buried_at)::double precision"
 _LETTER_ID: Final = re.compile(r"[0-9]{1,18}")
-_WEEK: Final = 604_800.0
+_FORGOTTEN_AT_ONCE: Final = 10_000
 _TENDING: Final = (0.05, 60.0)  # seconds between looks after retention, at least and at most
 
 
@@ -79,12 +81,12 @@ class PostgresLog:
         poll_interval: float = 0.5,
     ) -> None:
         usual = Bounds(
-            *_rules(max_events, ttl_seconds),
+            *check_kept(max_events, ttl_seconds),
             check_integer("max_backlog", max_backlog, minimum=max_events),
-            check_seconds("max_backlog_seconds", max_backlog_seconds, minimum=ttl_seconds),
+            check_lifetime("max_backlog_seconds", max_backlog_seconds, minimum=ttl_seconds),
         )
         check_integer("max_dead_letters", max_dead_letters, minimum=0, maximum=2**31 - 1)
-        check_seconds("dead_letter_seconds", dead_letter_seconds, above=0.0)
+        check_lifetime("dead_letter_seconds", dead_letter_seconds)
         check_seconds("connect_timeout", connect_timeout, above=0.0)
         check_seconds("response_timeout", response_timeout, above=0.0)
         check_seconds("poll_interval", poll_interval, minimum=0.01)
@@ -93,12 +95,11 @@ class PostgresLog:
         self._notify = notify
         self._max_dead_letters = max_dead_letters
         self._dead_letter_seconds = dead_letter_seconds
-        special = {topic: _rules(*rules) for topic, rules in (retention or {}).items()}
         self._retention = Retention(
             usual,
             {
                 topic: Bounds(events, seconds, max(max_backlog, events), max(max_backlog_seconds, seconds))
-                for topic, (events, seconds) in special.items()
+                for topic, (events, seconds) in check_retention(retention).items()
             },
         )
         self._address = PostgresAddress.parse(dsn)
@@ -106,10 +107,19 @@ class PostgresLog:
         self._calls = Calls(
             self._address, self._names, connect_timeout=connect_timeout, response_timeout=response_timeout
         )
-        self._wakeups = Wakeups(poll_interval)
+        self._poll_interval = poll_interval
+        self._closed = False
+        self._start_anew()
+        start_empty_after_fork(self)
+
+    def _start_anew(self) -> None:
+        self._wakeups = Wakeups(self._poll_interval)
         self._tasks: OwnedTasks | None = None
         self._publisher: Publisher | None = None
-        self._closed = False
+
+    def after_fork_in_child(self) -> None:
+        """Leave tasks, members and connections to the parent; another bus may connect the log here."""
+        self._start_anew()
 
     @property
     def name(self) -> str:
@@ -192,7 +202,10 @@ class PostgresLog:
             " RETURNING 1) SELECT count(*) FROM gone",
             (self._dead_letter_seconds,),
         )
-        await self._calls.rows("SELECT events_forget()")
+        # As many as there are: keys may come faster than one step in each of its pauses removes them.
+        forget = "SELECT events_forget(%s::integer)"
+        while await self._calls.number(forget, (_FORGOTTEN_AT_ONCE,)) == _FORGOTTEN_AT_ONCE:
+            continue
 
     # ------------------------------------------------------------------------------------------ entries
 
@@ -353,13 +366,6 @@ class PostgresLog:
 def _key(key: str) -> bytes:
     """Return a key as it is stored: a column of text takes neither NUL nor half a surrogate pair."""
     return key.encode("utf-8", "surrogatepass")
-
-
-def _rules(max_events: int, ttl_seconds: float) -> tuple[int, float]:
-    check_integer("max_events", max_events, minimum=10, maximum=100_000)
-    if check_seconds("ttl_seconds", ttl_seconds, minimum=60.0) > _WEEK:
-        raise ConfigurationError("ttl_seconds", ttl_seconds, f"at most {_WEEK:g} seconds, a week")
-    return max_events, ttl_seconds
 
 
 def _letter(row: Row) -> StoredLetter:

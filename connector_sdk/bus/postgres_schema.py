@@ -15,7 +15,7 @@ __all__ = ["Names", "prepare"]
 #: Raise the first with each change of postgres_schema.sql that earlier versions of the library could not live with, and the
 #: second with each change of any file.
 _TABLES: Final = 1
-_STEPS: Final = 2
+_STEPS: Final = 3
 _LOCK: Final = 0x636F6E6E_62757300  # of those who prepare a database at the same time
 _FOLDER: Final = "connector_sdk.bus.sql"
 _FILES: Final = (

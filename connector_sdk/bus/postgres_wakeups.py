@@ -11,11 +11,13 @@ from typing import Final
 
 from connector_sdk.bus.postgres_calls import Calls
 from connector_sdk.errors import BusUnavailableError, ConfigurationError
+from connector_sdk.forks import start_empty_after_fork
 from connector_sdk.observe import RateLimitedLogger
 from connector_sdk.postgres_client import (
     Connection,
     PostgresRefusedError,
     PostgresUnavailableError,
+    abandon,
     close,
     connect,
     failure_of,
@@ -126,6 +128,13 @@ class Listener:
         self._lost = asyncio.Event()
         self._heard = asyncio.Event()
         self._token = ""
+        start_empty_after_fork(self)
+
+    def after_fork_in_child(self) -> None:
+        """Leave the connection to the parent, without a word to the server."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            abandon(connection)
 
     async def open(self) -> bool:
         """

@@ -44,6 +44,9 @@ class Waiting:
         self._turns: dict[Hashable, deque[Entry]] = {}
         self._blocked = 0
         self._later: list[tuple[float, int, Entry | Keyed]] = []
+        self._held_keys: set[Hashable] = set()
+        #: How many wait for the time of another attempt, or behind one of their key that does.
+        self.held = 0
         self._order = itertools.count()
 
     def __len__(self) -> int:
@@ -57,6 +60,7 @@ class Waiting:
             return True
         turn.append(entry)
         self._blocked += 1
+        self.held += key in self._held_keys
         return False
 
     def release(self, key: Hashable) -> bool:
@@ -72,12 +76,11 @@ class Waiting:
     def hold(self, entry: Entry, key: Hashable, due: float) -> bool:
         """Keep *entry*, and with it all of its key, until *due*; return whether it is the first to be due."""
         heapq.heappush(self._later, (due, next(self._order), entry if key is NO_KEY else Keyed(entry, key)))
+        self.held += 1
+        if key is not NO_KEY:
+            self._held_keys.add(key)
+            self.held += len(self._turns.get(key, ()))
         return self._later[0][0] == due
-
-    @property
-    def held(self) -> int:
-        """How many wait for the time of another attempt, or behind one of their key that does."""
-        return sum(1 + (len(self._turns.get(one.key, ())) if type(one) is Keyed else 0) for _, _, one in self._later)
 
     @property
     def next_due(self) -> float | None:
@@ -86,7 +89,12 @@ class Waiting:
 
     def bring_again(self) -> None:
         """Put the entry that is due first at the head of the line."""
-        self.ready.appendleft(heapq.heappop(self._later)[2])
+        item = heapq.heappop(self._later)[2]
+        self.held -= 1
+        if type(item) is Keyed:
+            self._held_keys.discard(item.key)
+            self.held -= len(self._turns.get(item.key, ()))
+        self.ready.appendleft(item)
 
     def drop_oldest(self) -> None:
         """Forget the entry at the head of the line."""
@@ -103,7 +111,8 @@ class Waiting:
         self.ready.clear()
         self._turns.clear()
         self._later.clear()
-        self._blocked = 0
+        self._held_keys.clear()
+        self._blocked = self.held = 0
         return ready, later
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Final
 
 from connector_sdk.bus.health import check_health
 from connector_sdk.bus.log import EventLog, TopicInfo
@@ -13,11 +14,16 @@ from connector_sdk.bus.subscription import Subscription
 from connector_sdk.bus.tallying import Totals
 from connector_sdk.bus.topics import check_topic
 from connector_sdk.errors import BusClosedError
+from connector_sdk.forks import start_empty_after_fork
 from connector_sdk.observe import Notifier
+from connector_sdk.options import check_seconds
 
-__all__ = ["BusReadings"]
+__all__ = ["LEFT_TO_THE_PARENT", "BusReadings"]
 
 logger = logging.getLogger("connector_sdk.bus")
+
+#: The state of a bus that was in use, in the child of a fork.
+LEFT_TO_THE_PARENT: Final = "left to the parent process"
 
 
 class BusReadings:
@@ -31,6 +37,16 @@ class BusReadings:
         self._totals = Totals()
         self._publisher: Publisher | None = None
         self._state = "new"
+        start_empty_after_fork(self)
+
+    def after_fork_in_child(self) -> None:
+        """Leave all to the parent, whose tasks and subscriptions are not here. What was not connected yet can be used."""
+        if self._state == "new":
+            return
+        self._state = LEFT_TO_THE_PARENT
+        subscriptions, self._subscriptions = self._subscriptions, {}
+        for subscription in subscriptions.values():
+            subscription.leave_to_parent()
 
     @property
     def is_connected(self) -> bool:
@@ -73,15 +89,16 @@ class BusReadings:
 
     async def health(self, timeout: float = 5.0) -> BusHealth:
         """Answer a probe within *timeout* seconds; never raises for a storage that is away."""
+        check_seconds("timeout", timeout)
         if self._state != "open":
             return BusHealth(healthy=False, connected=False, consuming=False, error=f"the bus is {self._state}")
         return await check_health(self._log, self._outages, list(self._subscriptions.values()), timeout)
 
     def _check_open(self) -> None:
         if self._state != "open":
-            said = (
-                "is not connected yet: use `async with bus`, or connect()"
-                if self._state in ("new", "connecting")
-                else "was closed"
-            )
+            said = "was closed: make a new one"
+            if self._state in ("new", "connecting"):
+                said = "is not connected yet: use `async with bus`, or connect()"
+            elif self._state == LEFT_TO_THE_PARENT:
+                said = "is the parent's, this process is the child of a fork: make a new one here"
             raise BusClosedError(f"the event bus on {self._log.name} {said}")

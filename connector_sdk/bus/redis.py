@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final, cast
 
+from connector_sdk.bus.bounds import check_kept, check_lifetime, check_retention
 from connector_sdk.bus.log import START, Body, GroupInfo, Reading, Reserved, StoredLetter, TopicInfo
 from connector_sdk.bus.redis_inspection import check_version, findings_of
 from connector_sdk.bus.redis_keys import Keys
@@ -15,8 +16,8 @@ from connector_sdk.bus.redis_member import RedisMember
 from connector_sdk.bus.redis_reading import NOTHING, TopicReader, order_of
 from connector_sdk.bus.redis_retention import Places
 from connector_sdk.bus.redis_storage import BATCH_BYTES, Retention, Storage, bus_error, milliseconds
-from connector_sdk.bus.topics import check_topic
 from connector_sdk.errors import BusUnavailableError, ConfigurationError
+from connector_sdk.forks import start_empty_after_fork
 from connector_sdk.options import check_integer, check_seconds
 from connector_sdk.redis_client import (
     Argument,
@@ -36,8 +37,6 @@ _BATCH: Final = 1000  # entries
 _LAG_COUNT: Final = 1000
 #: What the server says to users and settings that no waiting mends.
 _HOPELESS: Final = ("NOAUTH", "WRONGPASS", "NOPERM", "WRONGTYPE")
-_WEEK: Final = 604_800.0
-_TEN_YEARS: Final = 10 * 366 * 86_400.0
 
 
 class RedisLog:
@@ -100,15 +99,11 @@ class RedisLog:
             raise ConfigurationError(
                 "key_prefix", key_prefix, "a text of 1 or more printable characters without braces"
             )
-        check_integer("max_events", max_events, minimum=10, maximum=100_000)
+        check_kept(max_events, ttl_seconds, shortest=self._shortest_ttl)
         check_integer("max_backlog", max_backlog, minimum=max_events)
-        _lifetime("max_backlog_seconds", max_backlog_seconds)
+        check_lifetime("max_backlog_seconds", max_backlog_seconds)
 
         def rules(events: int, seconds: float) -> Retention:
-            events = check_integer("max_events", events, minimum=10, maximum=100_000)
-            seconds = check_seconds("ttl_seconds", seconds, minimum=self._shortest_ttl)
-            if seconds > _WEEK:
-                raise ConfigurationError("ttl_seconds", seconds, f"at most {_WEEK:g} seconds, a week")
             return Retention(events, seconds, max(max_backlog, events), max(max_backlog_seconds, seconds))
 
         self._prefix = key_prefix
@@ -123,19 +118,28 @@ class RedisLog:
             connect_timeout=connect_timeout,
             response_timeout=check_seconds("response_timeout", response_timeout, above=0),
         )
-        special = {check_topic(topic, "retention"): rules(*bounds) for topic, bounds in (retention or {}).items()}
+        exceptions = check_retention(retention, shortest=self._shortest_ttl)
+        special = {topic: rules(*bounds) for topic, bounds in exceptions.items()}
         self._places = Places(self._storage, rules(max_events, ttl_seconds), special)
         self._letters = RedisLetters(
             self._storage,
             self._places,
             check_integer("max_dead_letters", max_dead_letters, minimum=1),
-            _lifetime("dead_letter_seconds", dead_letter_seconds),
+            check_lifetime("dead_letter_seconds", dead_letter_seconds),
         )
-        self._reader = TopicReader(self._storage)
-        self._members: list[RedisMember] = []
+        self._start_anew()
+        start_empty_after_fork(self)
         self.findings: list[
             str
         ] = []  #: what is wrong with the server's settings, one sentence each; known after `connect`
+
+    def _start_anew(self) -> None:
+        self._reader = TopicReader(self._storage)
+        self._members: list[RedisMember] = []
+
+    def after_fork_in_child(self) -> None:
+        """Leave members and connections to the parent; another bus may use the log here."""
+        self._start_anew()
 
     #: Tests keep events for shorter.
     _shortest_ttl = 60.0
@@ -384,10 +388,3 @@ def _batches(entries: Sequence[tuple[str, Body]]) -> list[Sequence[tuple[str, Bo
         batch.append(entry)
         size += length
     return [*batches, batch]
-
-
-def _lifetime(option: str, value: object) -> float:
-    seconds = check_seconds(option, value, above=0)
-    if seconds > _TEN_YEARS:
-        raise ConfigurationError(option, value, f"at most {_TEN_YEARS:g} seconds, ten years")
-    return seconds

@@ -168,21 +168,27 @@ class TopicReader:
         ids = {self._keys.catalogue: seen.encode()}
         for topic, cursor in cursors.items():
             ids[place(topic)] = cursor.encode() if cursor else b"0"
-        with told_as_bus_errors():
-            found = await self._reader.read(ids, limit, wait)
         records: dict[str, list[Record]] = {}
         created: dict[str, None] = {}
-        for stream, entries in found:
-            if stream == self._keys.catalogue:
-                for entry_id, fields in entries:
-                    topic = fields[1].decode()
-                    created[topic] = None
-                    self._note_beginning(topic, entry_id.decode())
-                seen = entries[-1][0].decode()
-            else:
-                topic = self._keys.name_of(stream)
-                records[topic] = [Record(topic, entry_id.decode(), fields[1]) for entry_id, fields in entries]
-        return records, list(created), seen
+        while True:
+            with told_as_bus_errors():
+                found = await self._reader.read(ids, limit, wait)
+            announced = 0
+            for stream, entries in found:
+                if stream == self._keys.catalogue:
+                    for entry_id, fields in entries:
+                        topic = fields[1].decode()
+                        created[topic] = None
+                        self._note_beginning(topic, entry_id.decode())
+                    seen = entries[-1][0].decode()
+                    announced = len(entries)
+                else:
+                    topic = self._keys.name_of(stream)
+                    records[topic] = [Record(topic, entry_id.decode(), fields[1]) for entry_id, fields in entries]
+            if records or announced < limit:
+                return records, list(created), seen
+            # They left no room for entries: an answer without any would say that there are none.
+            ids[self._keys.catalogue], wait = seen.encode(), 0.0
 
     def _note_beginning(self, topic: str, announcement: str) -> None:
         self._begun[topic] = announcement

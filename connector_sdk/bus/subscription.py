@@ -77,13 +77,14 @@ class Subscription:
         self._ended = ended
         self._running: list[OwnedTask] = []
         self._ending: OwnedTask | None = None
+        self._is_left = False
         self._deadline_passed = anyio.Event()
         self._report = CloseReport()
 
     @property
     def is_active(self) -> bool:
         """Whether it gets events."""
-        return self._ending is None
+        return self._ending is None and not self._is_left
 
     @property
     def is_idle(self) -> bool:
@@ -147,12 +148,21 @@ class Subscription:
         self._deadline_passed.set()
         self.work.abort()
 
+    def leave_to_parent(self) -> None:
+        """In the child of a fork: be over, for what would have to end is not here."""
+        self._ending = None
+        self._is_left = True
+
     def __repr__(self) -> str:
         group = "" if self.group is None else f" group {self.group!r}"
         return f"<Subscription {self.topic!r}{group} {self.id}>"
 
     def _end(self) -> None:
         if self._ending is not None:
+            return
+        if self._is_left:
+            self._ending = OwnedTask(_nothing)  # not when the process forked: it needs an event loop
+            self._ending.end()
             return
         work, intake = self.work, self.intake
         heirs = intake.heirs() if isinstance(intake, BroadcastIntake) else []
@@ -224,3 +234,7 @@ class Subscription:
             group.start_soon(give_up)
             await self.settling.wait_until_settled()
             group.cancel_scope.cancel()
+
+
+def _nothing() -> None:
+    pass

@@ -48,13 +48,10 @@ LogOption = Annotated[
         help="A web server's access log in combined format, plain or gzip; without it, traffic is generated.",
     ),
 ]
-SeedOption = Annotated[int, typer.Option(help="The same seed generates the same traffic.")]
-TokenOption = Annotated[
-    str,
-    typer.Option(
-        envvar="CONNECTOR_TOKEN", metavar="TOKEN", help="Sent as (serve: asked for as) Authorization: Bearer."
-    ),
-]
+SeedOption = Annotated[int, typer.Option(metavar="N", help="The same seed generates the same traffic.")]
+
+#: Options of a demo with a buffer and an index that mean nothing to one of the bus.
+_NOT_WITH_BUS: Final = ("cuts", "index", "query", "buffer", "kill_redis")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -79,7 +76,8 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if not isinstance(error, _UsageProblem):  # click's own, which typer has under another name in each version
             raise
-        return _fail(error.exit_code, error.format_message())
+        about = f"connector-sdk {arguments[0]}" if arguments[0] in _commands() else "connector-sdk"
+        return _fail(error.exit_code, f"{error.format_message().rstrip('.')}; see {about} --help")
     return result if isinstance(result, int) else 0
 
 
@@ -104,6 +102,20 @@ def _ending() -> Iterator[None]:
         raise typer.Exit(_TERMINATED if isinstance(error, Terminated) else _INTERRUPTED) from error
 
 
+def _commands() -> set[str]:
+    return {command.callback.__name__ for command in app.registered_commands if command.callback is not None}
+
+
+def _given(context: typer.Context, *names: str) -> list[str]:
+    """Those of the options *names* that stand on the command line, as they are typed."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return [
+        "--" + name.replace("_", "-")
+        for name, source in sources.items()
+        if source is not None and source.name == "COMMANDLINE"
+    ]
+
+
 def _fail(code: int, message: str) -> int:
     say(f"connector-sdk: {message}")
     return code
@@ -125,8 +137,9 @@ def _connector_sdk(
     pass
 
 
-@app.command()
+@app.command(short_help="Watch it work: a stream that is cut, a buffer, an index, an account.")
 def demo(
+    context: typer.Context,
     *,
     log: LogOption = None,
     seconds: Annotated[float, typer.Option(min=1.0, metavar="S", help="How long it takes, about.")] = 12.0,
@@ -174,6 +187,11 @@ def demo(
     from connector_sdk.cli import demo as command  # noqa: PLC0415 - `--help` need not wait for httpx
     from connector_sdk.cli.source import Source  # noqa: PLC0415
 
+    if len(_given(context, "seconds", "rate")) > 1:
+        raise BadInputError("--rate says how long it takes, and so does --seconds: choose one")
+    without = _given(context, *_NOT_WITH_BUS)
+    if bus is not None and without:
+        raise BadInputError(f"a demo of the bus has no buffer and no index: leave out {', '.join(without)}, or --bus")
     source = (
         Source.of_traffic(seed, command.SESSIONS if events is None else events) if log is None else Source.of_log(log)
     )
@@ -211,7 +229,7 @@ def _demo_of_bus(
         command.bus_demo(source, options)
 
 
-@app.command()
+@app.command(short_help="Run a connector to develop against.")
 def serve(
     *,
     log: LogOption = None,
@@ -219,13 +237,18 @@ def serve(
         float, typer.Option(min=0.01, metavar="N", help="Events a second, from the first client on.")
     ] = 20.0,
     loop: Annotated[bool, typer.Option("--loop", help="Begin again at the end of the log, or of --sessions.")] = False,
-    host: Annotated[str, typer.Option(help="Only 127.0.0.1: it is for development.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any that is free.")] = 8765,
+    host: Annotated[str, typer.Option(metavar="HOST", help="Only 127.0.0.1: it is for development.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="0 is any that is free.")] = 8765,
     seed: SeedOption = 7,
     sessions: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Generate so many visits. Default: visits without end.")
     ] = None,
-    token: TokenOption = "",
+    token: Annotated[
+        str,
+        typer.Option(
+            envvar="CONNECTOR_TOKEN", metavar="TOKEN", help="Ask every client for it (Authorization: Bearer)."
+        ),
+    ] = "",
     cut_every: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Cut each connection in mid-event after N events.")
     ] = None,
@@ -248,14 +271,16 @@ def serve(
         command.serve(source, rate=rate, loop=loop, host=host, port=port, token=token, cut_every=cut_every)
 
 
-@app.command()
+@app.command(short_help="Watch a connector, one line for each action and summary.")
 def tail(
     url: Annotated[
         str,
         typer.Argument(metavar="URL", envvar="CONNECTOR_URL", help="The stream: http(s)://host/stream/{product_id}."),
     ],
     *,
-    token: TokenOption = "",
+    token: Annotated[
+        str, typer.Option(envvar="CONNECTOR_TOKEN", metavar="TOKEN", help="Sent as Authorization: Bearer.")
+    ] = "",
     is_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a line, event_id included, for programs.")
     ] = False,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import sys
 import tempfile
 import time
@@ -22,16 +24,26 @@ from connector_sdk.cli.bus_account import BusAccount, DeadLetterSeen, GroupAccou
 from connector_sdk.cli.bus_members import GuestMember, Member, ProcessMember, read_notes
 from connector_sdk.cli.bus_place import BusPlace, open_bus_place
 from connector_sdk.cli.bus_story import (
+    how_it_ends,
     tell_bus_account,
     tell_bus_beginning,
     tell_bus_moment,
+    tell_bus_next,
     tell_dead_letter,
     tell_line,
 )
 from connector_sdk.cli.bus_worker import Task
-from connector_sdk.cli.console import FailedError, OutputConsole, signals
+from connector_sdk.cli.console import (
+    BadInputError,
+    FailedError,
+    OutputConsole,
+    Terminated,
+    on_signal,
+    signals,
+)
 from connector_sdk.cli.source import Played, Source
 from connector_sdk.client.aio import AsyncConnectorClient
+from connector_sdk.errors import ConnectorError
 from connector_sdk.plugins import create_event_bus
 from connector_sdk.testing.server import ConnectorServer
 
@@ -72,7 +84,11 @@ def bus_demo(source: Source, options: BusDemoOptions) -> None:
     ):
         run = _Run(source, options, payloads, place=place, folder=Path(folder), console=console)
         account = anyio.run(run.run)
-    tell_bus_account(console, account)
+    if account is None:
+        raise KeyboardInterrupt if run.ended_by == signal.SIGINT else Terminated
+    tell_bus_account(console, account, is_shared=place.is_shared)
+    console.print()
+    tell_bus_next(console, is_shared=place.is_shared)
     if options.is_json:
         sys.stdout.buffer.write(msgspec.json.encode(account.to_dict()) + b"\n")
         sys.stdout.buffer.flush()
@@ -105,16 +121,30 @@ class _Run:
         self._letters: list[DeadLetterSeen] = []
         self._begin = 0.0
         self.broken_off = ""
+        self.ended_by = 0  #: the number of a signal
 
-    async def run(self) -> BusAccount:
-        """Play everything; return the account."""
+    async def run(self) -> BusAccount | None:
+        """Play everything; return the account, or None when a signal came."""
+        loop = asyncio.get_running_loop()
+        with anyio.CancelScope() as scope:
+
+            def end(number: int) -> None:
+                self.ended_by = number
+                loop.call_soon_threadsafe(scope.cancel)
+
+            # Raised by the handler, it would come up in whatever task runs at that moment, one of the bus perhaps.
+            with on_signal(end):
+                return await self._run()
+        return None
+
+    async def _run(self) -> BusAccount:
         planned = len(self._payloads) / self._rate
         with ConnectorServer(self._payloads, rate=self._rate, end="stop") as server:
-            tell_bus_beginning(
-                self._console, label=self._source.label, events=len(self._payloads), url=server.url,
-                place=self._place.name, is_shared=self._place.is_shared, hold=_HOLD,
-            )  # fmt: skip
-            async with self._new_bus() as bus:
+            async with await self._connected_bus() as bus:
+                tell_bus_beginning(
+                    self._console, label=self._source.label, events=len(self._payloads), url=server.url,
+                    place=self._place.name, is_shared=self._place.is_shared, hold=_HOLD,
+                )  # fmt: skip
                 members = self._members()
                 try:
                     await self._start(bus, members)
@@ -131,10 +161,16 @@ class _Run:
 
     # -- who takes part
 
-    def _new_bus(self) -> EventBus:
-        if self._log is not None:
-            return EventBus(self._log, hold=_HOLD)
-        return create_event_bus({**self._place.config, "hold": _HOLD})
+    async def _connected_bus(self) -> EventBus:
+        try:
+            if self._log is not None:
+                bus = EventBus(self._log, hold=_HOLD)
+            else:
+                bus = create_event_bus({**self._place.config, "hold": _HOLD})
+            await bus.connect()
+        except ConnectorError as error:
+            raise BadInputError(f"--bus: {error}") from error
+        return bus
 
     def _members(self) -> list[Member]:
         # Somewhere in the first half, so that its attempts are over in time.
@@ -178,12 +214,13 @@ class _Run:
             await anyio.sleep(0.4 * planned)
             victim = members[0]
             await victim.kill()
-            how = "is killed (SIGKILL)" if self._place.is_shared else "is ended in the middle of its work"
+            how = how_it_ends(is_shared=self._place.is_shared)
             tell_line(self._console, f"{self._seconds():5.1f} s  the member {victim.name} {how}")
             await self._mend(bus)
             while not await self._is_over(bus):  # noqa: ASYNC110 - it is other processes that make it true
                 await anyio.sleep(_TICK)
             group.cancel_scope.cancel()
+        await self._tell_moment(bus)
 
     async def _mend(self, bus: EventBus) -> None:
         """Wait for the poison event among the dead letters, mend what was wrong, and let it come again."""
@@ -222,11 +259,14 @@ class _Run:
         """One line a second."""
         while True:
             await anyio.sleep(_TELL_EVERY)
-            groups = await self._groups(bus)
-            waiting = {name: group.pending + (group.lag or 0) for name, group in groups.items()}
-            letters = len(await bus.dead_letters.list(TOPIC))
-            counts = (bus.stats().events_published, len(self._watched), letters)
-            tell_bus_moment(self._console, self._seconds(), counts, waiting)
+            await self._tell_moment(bus)
+
+    async def _tell_moment(self, bus: EventBus) -> None:
+        groups = await self._groups(bus)
+        waiting = {name: group.pending + (group.lag or 0) for name, group in groups.items()}
+        letters = len(await bus.dead_letters.list(TOPIC))
+        counts = (bus.stats().events_published, len(self._watched), letters)
+        tell_bus_moment(self._console, self._seconds(), counts, waiting)
 
     def _seconds(self) -> float:
         return time.monotonic() - self._begin

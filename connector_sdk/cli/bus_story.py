@@ -9,12 +9,15 @@ from rich.console import Console
 
 from connector_sdk.cli.bus_account import BusAccount
 from connector_sdk.cli.console import styled
+from connector_sdk.cli.story import tell_commands
 
 __all__ = [
     "AttemptSeen",
+    "how_it_ends",
     "tell_bus_account",
     "tell_bus_beginning",
     "tell_bus_moment",
+    "tell_bus_next",
     "tell_dead_letter",
     "tell_line",
 ]
@@ -37,16 +40,16 @@ def tell_bus_beginning(
 ) -> None:
     """Say what is going to happen."""
     _title(console, "connector-sdk demo --bus: one stream for everybody who needs it, and nobody loses anything")
-    members = "each in a process of its own" if is_shared else "all in this process"
-    kill = "is killed (SIGKILL)" if is_shared else "is ended in the middle of its work"
+    members = "each member is a process of its own" if is_shared else "all members are in this process"
+    end = how_it_ends(is_shared=is_shared)
     for name, what in (
         ("server", f"plays {label}: {events:,} events at {url}"),
         ("client", "reads the stream and publishes each event to the topic connector:demo"),
         ("bus", f"keeps them in {place}"),
         ("search", "a group of two members, A and B: each event goes to one of them"),
-        ("analytics", f"another group of two, which gets every event as well; members are {members}"),
+        ("analytics", f"another group of two, which gets every event as well; {members}"),
         ("watcher", "subscribes to connector:* without a group: it sees every event"),
-        ("", f"On the way search A {kill}; what it had not finished goes to B within {hold:g} s. One event is"),
+        ("", f"On the way search A {end}; what it had not finished goes to B within {hold:g} s. One event is"),
         (
             "",
             "poison for search: it fails, is tried again, becomes a dead letter, and is redriven once that is mended.",
@@ -54,6 +57,11 @@ def tell_bus_beginning(
     ):
         console.print(styled((f"  {name:<10}", "bold"), (what, "")), soft_wrap=True)
     console.print()
+
+
+def how_it_ends(*, is_shared: bool) -> str:
+    """What happens to the member that does not live to the end; nothing can kill one that is in this process."""
+    return "is killed (SIGKILL)" if is_shared else "is broken off"
 
 
 def tell_line(console: Console, line: str) -> None:
@@ -85,8 +93,9 @@ def tell_dead_letter(
     )
 
 
-def tell_bus_account(console: Console, account: BusAccount) -> None:
+def tell_bus_account(console: Console, account: BusAccount, *, is_shared: bool) -> None:
     """Show the sums, and the verdict."""
+    end = "killed" if is_shared else "broken off"
     console.print()
     _title(console, "The account: every event, with everybody")
     rows = [
@@ -96,11 +105,11 @@ def tell_bus_account(console: Console, account: BusAccount) -> None:
     ]
     for group in account.groups:
         shares = ", ".join(
-            f"{worker.name} {worker.handled:,}" + (" until it was killed" if worker.was_killed else "")
+            f"{worker.name} {worker.handled:,}" + (f" until it was {end}" if worker.was_killed else "")
             for worker in group.workers
         )
         again = (
-            f"; {group.again:,} a second time, for they were not acknowledged when it was killed" if group.again else ""
+            f"; {group.again:,} a second time, for they were not acknowledged when it was {end}" if group.again else ""
         )
         rows.append((f"handled by {group.name}", group.handled, shares + again))
     redriven = sum(letter.was_redriven for letter in account.letters)
@@ -109,7 +118,8 @@ def tell_bus_account(console: Console, account: BusAccount) -> None:
         ("lost", account.lost, ""),
     ]
     for name, count, meaning in rows:
-        console.print(styled((f"  {name:<28}", ""), (f"{count:>9,}", "bold"), (f"   {meaning}", "dim")), soft_wrap=True)
+        remark = f"   {meaning}" if meaning else ""
+        console.print(styled((f"  {name:<28}", ""), (f"{count:>9,}", "bold"), (remark, "dim")), soft_wrap=True)
     console.print()
     failed = [check for check in account.checks() if not check.holds]
     for check in failed:
@@ -117,10 +127,18 @@ def tell_bus_account(console: Console, account: BusAccount) -> None:
     if failed:
         console.print(styled(("THE ACCOUNT DOES NOT BALANCE", "bold red"), (" (exit code 1)", "")), soft_wrap=True)
     else:
-        verdict = (
-            f": {account.published:,} events published = watched = handled by each group, through a kill and a poison"
-        )
+        through = f"through a member {end} and a poison event"
+        verdict = f": {account.published:,} events published = watched = handled by each group, {through}"
         console.print(styled(("BALANCED", "bold green"), (verdict, "")), soft_wrap=True)
+
+
+def tell_bus_next(console: Console, *, is_shared: bool) -> None:
+    """Say what to try next."""
+    _title(console, "What to try next")
+    rows = [("demo", "a stream that breaks, a buffer and an index")]
+    if not is_shared:
+        rows.insert(0, ("demo --bus redis", "the same over Redis, with members that can be killed"))
+    tell_commands(console, rows)
 
 
 def _title(console: Console, text: str) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
 
@@ -22,6 +24,7 @@ __all__ = [
     "FailedError",
     "OutputConsole",
     "Terminated",
+    "command_name",
     "on_signal",
     "prepare_environment",
     "prepare_output",
@@ -60,6 +63,14 @@ class OutputConsole(Console):
     def on_broken_pipe(self) -> NoReturn:
         """Let the command end quietly."""
         raise BrokenPipeError
+
+
+def command_name() -> str:
+    """What to type for this command: its name, or a path where the shell would not find the name."""
+    if shutil.which("connector-sdk") is not None:
+        return "connector-sdk"
+    # `make demo` runs it out of a virtual environment that is not active.
+    return sys.argv[0] if Path(sys.argv[0]).name == "connector-sdk" else f"{sys.executable} -m connector_sdk.cli"
 
 
 def say(message: str) -> None:
@@ -119,20 +130,21 @@ def signals() -> Iterator[None]:
 
 
 @contextmanager
-def on_signal(end: Callable[[], object]) -> Iterator[None]:
+def on_signal(end: Callable[[int], object]) -> Iterator[None]:
     """
-    Let Ctrl-C and SIGTERM call *end* in the block, which is to end it soon; a second one ends the process at once.
+    Let Ctrl-C and SIGTERM call *end* with their number in the block, which is to end it soon; a second one ends the process
+    at once.
 
     For work that no exception should tear apart at any place, as `signals` does.
     """
     has_come = False
 
-    def handle(_number: int, _frame: FrameType | None) -> None:
+    def handle(number: int, _frame: FrameType | None) -> None:
         nonlocal has_come
         if has_come:
             os._exit(_INTERRUPTED)
         has_come = True
-        end()
+        end(number)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -11,11 +11,20 @@ from rich.live import Live
 from rich.text import Text
 
 from connector_sdk.cli.account import Account, Played
-from connector_sdk.cli.console import printable, styled
+from connector_sdk.cli.console import command_name, printable, styled
 from connector_sdk.cli.index import Hit, PageCount
 from connector_sdk.ledger import DropReason
 
-__all__ = ["Moment", "Progress", "tell_account", "tell_beginning", "tell_findings", "tell_log", "tell_next"]
+__all__ = [
+    "Moment",
+    "Progress",
+    "tell_account",
+    "tell_beginning",
+    "tell_commands",
+    "tell_findings",
+    "tell_log",
+    "tell_next",
+]
 
 _BAR: int = 30  # characters
 
@@ -279,15 +288,22 @@ def tell_next(console: Console, *, has_log: bool, index_path: str | None, has_re
     _title(console, "What to try next")
     if index_path is not None:
         _plain(console, f"  the index is in {index_path}: open it with sqlite3, table `documents`")
-    if not has_log:
-        _plain(console, "  connector-sdk demo --from access.log   the same with the log of your own web server")
+    rows = [] if has_log else [("demo --from access.log", "the same with the log of your own web server")]
     if not has_redis:
-        _plain(
-            console,
-            "  connector-sdk demo --buffer redis --kill-redis   the same with a buffer in Redis, which is killed",
-        )
-    _plain(console, "  connector-sdk serve                    a connector to develop against, and in another terminal:")
-    _plain(console, "  connector-sdk tail http://127.0.0.1:8765/stream/demo")
+        rows.append(("demo --buffer redis --kill-redis", "the same with a buffer in Redis, which is killed"))
+    rows += [
+        ("demo --bus redis", "a bus instead: two groups share the work, a member is killed"),
+        ("serve", "a connector to develop against, and in another terminal:"),
+        ("tail http://127.0.0.1:8765/stream/demo", "what it sends, one line for each action and summary"),
+    ]
+    tell_commands(console, rows)
+
+
+def tell_commands(console: Console, rows: Sequence[tuple[str, str]]) -> None:
+    """Show commands that can be typed here as they stand, and what each does."""
+    width = max(len(arguments) for arguments, _ in rows)
+    for arguments, what in rows:
+        _plain(console, f"  {command_name()} {arguments:<{width}}   {what}")
 
 
 def _title(console: Console, text: str) -> None:

@@ -72,7 +72,7 @@ def tail(
     unanswered.daemon = True
     unanswered.start()
     try:
-        with on_signal(door.end), closing(_events(client, door)) as events:
+        with on_signal(lambda _number: door.end()), closing(_events(client, door)) as events:
             for payload in events:
                 if wanted.wants(payload):
                     show(payload)

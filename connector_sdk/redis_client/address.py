@@ -223,16 +223,16 @@ def _server(text: str, default_port: int) -> Server:
     if text.startswith("["):
         host, bracket, port = text[1:].partition("]")
         if not bracket or (port and not port.startswith(":")):
-            raise _wrong("with IPv6 addresses written as [::1]:6379")
+            raise _wrong("a URL with IPv6 addresses written as [::1]:6379")
         port = port[1:]
     else:
         host, _, port = text.partition(":")
         if ":" in port:
-            raise _wrong("with IPv6 addresses written as [::1]:6379")
+            raise _wrong("a URL with IPv6 addresses written as [::1]:6379")
     if not port:
         return Server(unquote(host) or "localhost", default_port)
     if not port.isdecimal() or not 0 < int(port) < 65536:
-        raise _wrong("with ports from 1 to 65535")
+        raise _wrong("a URL with ports from 1 to 65535")
     return Server(unquote(host) or "localhost", int(port))
 
 
@@ -241,5 +241,5 @@ def _database(text: str) -> int:
     if not text:
         return 0
     if not text.isdecimal():
-        raise _wrong("with a database number, 0 or more, in its path")
+        raise _wrong("a URL with a database number, 0 or more, in its path")
     return int(text)

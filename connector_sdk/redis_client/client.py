@@ -54,6 +54,8 @@ class RedisClient:
         self._sentinels = Sentinels(address, client_name) if address.topology is Topology.SENTINEL else None
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        #: Grows with each connection that requests waited for.
+        self.openings = 0
         self._start_anew()
         _living.add(self)
 
@@ -172,6 +174,7 @@ class RedisClient:
             try:
                 if connection is None:
                     connection = await link.open(left)
+                    self.openings += 1
                     left = deadline - loop.time()
                 if troubles and troubles.asking:
                     # Its own answer tells nothing that the next one does not.

@@ -15,6 +15,9 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
     origin: GroupEntry  #: as the server has it
 
+    def __repr__(self) -> str:
+        return f"Entry({self.stream!r}, {self.identifier!r}, {self.fields!r}, attempt={self.attempt})"
+
     @property
     def stream(self) -> str:
         """The stream's key as text."""

@@ -171,6 +171,8 @@ class BaseConsumer(ABC):
         failure `await on_failure(entry, error)` is called and the entry counts as handled. Without *on_failure* `run` ends: it
         raises HandlerError, the entry comes again to the group, and those that were not begun are given back.
 
+        Both are async functions: a plain one raises ConfigurationError, and its entry comes again.
+
         With *until_idle* it returns when nothing came for the constructor's `timeout` and all is handled. Cancelling it cancels
         the handlers; their entries come again to the group.
         """

@@ -32,6 +32,8 @@ Backlog: TypeAlias = Literal["none", "own", "group"]
 _ACKNOWLEDGE_WITHIN: Final = 0.005
 _MOST_UNSENT: Final = 1000
 _SHORTEST_HOLD: Final = 0.5
+_LONGEST_HOLD: Final = 86_400.0
+_LONGEST_DELAY: Final = 7 * 86_400.0
 
 
 class GroupConsumer(BaseConsumer):
@@ -66,7 +68,7 @@ class GroupConsumer(BaseConsumer):
         timeout: seconds, 0 or more, to wait for an entry before an iteration ends or `get_entry` gives (None, None).
         buffer_size: how many entries are fetched beyond the one that is asked for, 0 to 100,000. 0 takes none before its
             time, save that the server may give one of each stream at once.
-        hold: seconds, 0.5 or more, after its last sign of life that a member counts as dead; the same for all of a group.
+        hold: seconds, 0.5 to 86,400, after its last sign of life that a member counts as dead; the same for all of a group.
         connect_timeout: seconds, above 0, that opening a connection may take.
         response_timeout: seconds, above 0, after which a request without an answer has failed; see `Consumer`.
 
@@ -112,7 +114,7 @@ class GroupConsumer(BaseConsumer):
         self._auto_create = auto_create
         self._auto_acknowledge = auto_acknowledge
         self._backlog = check_choice("backlog", backlog, get_args(Backlog))
-        self._hold = check_seconds("hold", hold, minimum=_SHORTEST_HOLD)
+        self._hold = check_seconds("hold", hold, minimum=_SHORTEST_HOLD, maximum=_LONGEST_HOLD)
         self._reader: GroupReader | None = None
         self._unsent: list[GroupEntry] = []
         self._has_unsent = asyncio.Event()
@@ -252,12 +254,12 @@ class GroupConsumer(BaseConsumer):
 
     async def nack(self, entry: Entry, delay: float = 0.0) -> None:
         """
-        Let *entry* come again to any member, *delay* seconds (0 or more) from now or later, as a further attempt.
+        Let *entry* come again to any member, *delay* seconds (0 to 604,800) from now or later, as a further attempt.
 
         Raises BusUnavailableError: it is still this consumer's then.
         """
         reader = self._open_reader()
-        check_seconds("delay", delay)
+        check_seconds("delay", delay, maximum=_LONGEST_DELAY)
         await self._asking(reader.postpone(entry.origin, delay, entry.origin.notes))
         self._nacked += 1
 

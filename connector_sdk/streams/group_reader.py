@@ -20,24 +20,22 @@ from connector_sdk.streams.entries import (
     StreamLoss,
     raw_entries,
 )
+from connector_sdk.streams.group_recalling import LOOK_INTERVAL, GroupRecalling
 from connector_sdk.streams.group_scripts import Found, OfStream
-from connector_sdk.streams.group_settling import GroupSettling, parts, together
+from connector_sdk.streams.group_settling import parts, together
 from connector_sdk.streams.keys import StreamKeys
 
 __all__ = ["GroupReader"]
 
 _log = logging.getLogger(__name__)
 
-#: Seconds that a request blocks at most, and after which a reader looks again for what others gave back.
-_LOOK_INTERVAL: Final = 1.0
 #: Seconds that are added for each stream that is followed, so that many of them do not keep the server busy.
 _LOOK_PER_STREAM: Final = 0.01
 #: Streams in one script.
 _STREAMS_AT_ONCE: Final = 100
-_BODIES_AT_ONCE: Final = 100
 
 
-class GroupReader(GroupSettling):
+class GroupReader(GroupRecalling):
     """
     Takes entries of streams as one consumer of one group, and finishes them. Constructing it does no I/O.
 
@@ -73,15 +71,9 @@ class GroupReader(GroupSettling):
             patience=connect_timeout + response_timeout,
             client_name="connector_sdk consumer",
         )
-        #: Entries that were fetched and not handed out yet.
-        self._ready: deque[GroupEntry] = deque()
         self._losses: list[StreamLoss] = []
         #: When to look for what comes again, by the monotonic clock.
         self._look_at = 0.0
-        #: When to look for entries whose reply was lost.
-        self._reread_at: list[float] = []
-        #: Requests that are blocked while other slots had something.
-        self._reading: dict[Slot, asyncio.Task[Reply]] = {}
         #: How many streams had something the last time: what is wanted is divided among so many.
         self._busy = 1
         #: Set when there are other streams to wait for than a request under way names.
@@ -92,8 +84,6 @@ class GroupReader(GroupSettling):
         self._flows = False
         self._paused: set[bytes] = set()
         self._left: set[bytes] = set()
-        #: Entries that are pending for this consumer and that it has to be given, and what to add to their attempts.
-        self._missing: deque[tuple[StreamKeys, list[bytes], int]] = deque()
 
     @property
     def streams(self) -> tuple[bytes, ...]:
@@ -179,6 +169,7 @@ class GroupReader(GroupSettling):
         deadline = time.monotonic() + wait
         checked = recovered = 0
         while True:
+            self._doubt_new_connections()
             now = time.monotonic()
             if self._reread_at and self._reread_at[0] <= now:
                 await self._reread()
@@ -192,7 +183,7 @@ class GroupReader(GroupSettling):
                 left = deadline - time.monotonic()
                 # Without a stream nobody looks: a look that is overdue must not make this a loop without a pause.
                 look_in = self._look_at - time.monotonic() if self._streams else left
-                block = max(0.0, min(left, look_in, _LOOK_INTERVAL, *self._reread_in()))
+                block = max(0.0, min(left, look_in, LOOK_INTERVAL, *self._reread_in()))
                 await self._fetch(limit, block)
             if self._paused or self._left:
                 await self._return_strangers()
@@ -297,6 +288,8 @@ class GroupReader(GroupSettling):
             elif not task.cancelled():
                 errors.append(error)
         self._take_new(replies)
+        if not self._reading:
+            self._recalled.clear()
         if errors:
             raise errors[0]
 
@@ -325,7 +318,8 @@ class GroupReader(GroupSettling):
             found: list[tuple[bytes, list[RawEntry]]] = raw_entries(reply)
             busy += len(found)
             for stream, raw in found:
-                self._receive(stream, [GroupEntry(stream, entry_id, fields) for entry_id, fields in raw], self._ready)
+                entries = [GroupEntry(stream, entry_id, fields) for entry_id, fields in raw]
+                self._receive(stream, self._not_recalled(stream, entries), self._ready)
         self._busy = max(1, busy)
 
     async def _heal(self, streams: Iterable[bytes]) -> None:
@@ -346,7 +340,7 @@ class GroupReader(GroupSettling):
         slots: dict[Slot, list[StreamKeys]] = {}
         for keys in streams:
             slots.setdefault(self._slot(keys.stream), []).append(keys)
-        interval = min(_LOOK_INTERVAL + _LOOK_PER_STREAM * len(streams), max(self.hold / 3, 0.01))
+        interval = min(LOOK_INTERVAL + _LOOK_PER_STREAM * len(streams), max(self.hold / 3, 0.01))
         told: list[OfStream] = []
         for same_slot in slots.values():
             for part in parts(same_slot, _STREAMS_AT_ONCE):
@@ -370,51 +364,6 @@ class GroupReader(GroupSettling):
         except (RedisUnavailableError, asyncio.CancelledError):
             self._doubt(0.0)
             raise
-
-    # -- those whose reply was lost
-
-    def _doubt(self, block: float) -> None:
-        """
-        A reply was lost that may have brought entries.
-
-        They are looked for at once. A server that has not noticed that the connection is gone may still give some to the lost
-        request while it blocks, so they are looked for once more when that time is over.
-        """
-        now = time.monotonic()
-        self._reread_at = [now, now + block + _LOOK_INTERVAL]
-
-    async def _reread(self) -> None:
-        """Find entries that are pending for this consumer and not in hand."""
-        due, self._reread_at = self._reread_at, self._reread_at[1:]
-        try:
-            for keys in list(self._streams.values()):
-                await self._find_missing(keys, add=0)
-        except BaseException:
-            self._reread_at = due
-            raise
-
-    async def _find_missing(self, keys: StreamKeys, *, add: int) -> None:
-        async for ids in self._pending(keys.stream):
-            known = self._in_hand.setdefault(keys.stream, set())
-            missing = [one for one in ids if one not in known]
-            known.update(missing)
-            self._missing.extend((keys, part, add) for part in parts(missing, _BODIES_AT_ONCE) if part)
-
-    async def _take_missing(self) -> None:
-        keys, ids, add = self._missing[0]
-        trimmed, entries = await self._scripts.take(keys, ids, add=add)
-        self._missing.popleft()
-        self._finished(keys.stream, set(ids) - {entry.id for entry in entries})
-        self._lost(keys.stream, "trimmed", trimmed)
-        self._ready.extend(entries)
-
-    async def _fetch_missing(self) -> None:
-        """Fetch what was given and never handed out, so that it can be given back: that attempt does not count."""
-        with contextlib.suppress(RedisUnavailableError, RedisRefusedError):
-            if self._reread_at:
-                await self._reread()
-            while self._missing:
-                await self._take_missing()
 
     async def aclose(self, *, release: bool = True) -> None:
         """

@@ -35,7 +35,7 @@ def position(option: str, start: object) -> bytes:
         return start.encode()
     if isinstance(start, datetime) and start.tzinfo is not None:
         return _before(start.timestamp())
-    if isinstance(start, int | float) and not isinstance(start, bool) and math.isfinite(start) and 0 <= start < 1e12:
+    if isinstance(start, int | float) and not isinstance(start, bool) and 0 <= start < 1e12:
         return _before(float(start))
     raise ConfigurationError(option, start, _ALLOWED)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Protocol, TypeAlias
 
-from connector_sdk.errors import HandlerError
+from connector_sdk.errors import ConfigurationError, HandlerError
 from connector_sdk.streams.entry import Entry
 
 __all__ = ["FailureHook", "Handler", "KeyFunction", "KeyedRun"]
@@ -36,6 +37,9 @@ class KeyedRun:
         retry_delays: Sequence[float],
         on_failure: FailureHook | None,
     ) -> None:
+        for option, function in (("handler", handler), ("key", key), ("on_failure", on_failure)):
+            if not callable(function) and (function is not None or option == "handler"):
+                raise ConfigurationError(option, function, "a function of an entry")
         self._settler = settler
         self._handler = handler
         self._key = key
@@ -90,14 +94,37 @@ class KeyedRun:
     async def _handle(self, entry: Entry) -> None:
         for delay in (*self._retry_delays, None):
             try:
-                await self._handler(entry)
+                returned = self._handler(entry)
+                if is_async := inspect.isawaitable(returned):
+                    await returned
             except Exception as error:
                 self._settler.handler_failed()
                 if delay is not None:
                     await asyncio.sleep(delay)
                 elif self._on_failure is not None:
-                    await self._on_failure(entry, error)
+                    given_up = self._on_failure(entry, error)
+                    if not inspect.isawaitable(given_up):
+                        raise _no_coroutine("on_failure", self._on_failure) from error
+                    await given_up
                 else:
-                    raise HandlerError.of(getattr(self._handler, "__qualname__", "handler"), error) from error
+                    raise self._failed(entry, error) from error
             else:
+                # It has blocked the event loop, and with it the signs of life of this member.
+                if not is_async:
+                    raise _no_coroutine("handler", self._handler)
                 return
+
+    def _failed(self, entry: Entry, error: Exception) -> HandlerError:
+        times = f"{1 + len(self._retry_delays)} times, at last" if self._retry_delays else "once,"
+        return HandlerError(
+            f"the handler {_name(self._handler)} failed for entry {entry.identifier} of {entry.stream!r} {times} with "
+            f"{type(error).__name__}, and `run` has no on_failure to go on with"
+        )
+
+
+def _name(function: object) -> str:
+    return getattr(function, "__qualname__", type(function).__qualname__)
+
+
+def _no_coroutine(option: str, function: object) -> ConfigurationError:
+    return ConfigurationError(option, _name(function), "an async function, or one that returns an awaitable")

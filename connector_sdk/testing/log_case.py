@@ -68,6 +68,8 @@ class LogCase(abc.ABC):
     long_hold: float = 3.0
     #: Seconds that a test waits for what must happen before it fails.
     patience: float = 30.0
+    #: Whether the storage can tell how many entries a group was not given yet; False allows None, never a wrong number.
+    knows_lag: bool = True
     #: Whether whoever waits is woken; False for a log that looks from time to time.
     wakes_up: bool = True
 
@@ -180,6 +182,10 @@ class LogCase(abc.ABC):
         """There is nothing to claim now."""
         claim = await self.one_claim(member)
         assert self.numbers(claim.deliveries) == []
+
+    def is_lag(self, lag: int | None, expected: int) -> bool:
+        """Whether *lag* is right, within one entry."""
+        return not self.knows_lag if lag is None else abs(lag - expected) <= 1
 
     async def until(self, condition: Callable[[], Awaitable[bool]]) -> None:
         """Wait until something is so."""

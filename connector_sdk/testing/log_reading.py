@@ -53,6 +53,19 @@ class ReadingContract(LogCase):
             assert not reader.losses
 
     @pytest.mark.anyio
+    async def test_topics_that_are_created_leave_room_for_entries(self) -> None:
+        async with self.opened() as log:
+            await self.append(log, range(10))
+            await log.read({"unknown": START})
+            cursor = START
+            for number in range(10):
+                await self.append(log, [number], f"new:{number}")
+            for number in range(10):
+                reading = await log.read({TOPIC: cursor}, limit=1)
+                assert self.numbers(reading.records) == [number], "a reader takes that for the end"
+                cursor = reading.records[-1].position
+
+    @pytest.mark.anyio
     async def test_a_reader_that_finds_nothing_waits_no_longer_than_it_said(self) -> None:
         async with self.opened() as log:
             await self.append(log, [0])

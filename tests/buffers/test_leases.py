@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 
 import anyio
@@ -96,6 +97,26 @@ def test_acknowledged_events_do_not_come_back() -> None:
         assert (ledger(buffer).in_flight, ledger(buffer).delivered) == (2, 2)
         raise ZeroDivisionError
     assert numbers(buffer.drain()) == [0, 3]
+
+
+def test_acknowledging_one_by_one_costs_the_last_what_it_costs_the_first() -> None:
+    count, part = 40_000, 500
+    buffer = EventBuffer(max_size=count)
+    fill(buffer, count)
+
+    def one_by_one(lease: Lease, events: list[Payload]) -> float:
+        began = time.thread_time()
+        for one in events:
+            lease.ack([one])
+        return time.thread_time() - began
+
+    with buffer.lease(count) as lease:
+        events = lease.events
+        lease.ack(events[:1])  # it learns where each is
+        first = one_by_one(lease, events[1:part])
+        lease.ack(events[part:-part])
+        assert one_by_one(lease, events[-part:]) < 20 * first
+    assert ledger(buffer).delivered == count
 
 
 def test_the_same_object_twice_is_two_events() -> None:

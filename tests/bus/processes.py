@@ -2,7 +2,8 @@
 A process of its own at a bus: `python -m tests.bus.processes KIND URL PREFIX WHAT ...`.
 
 consume HOLD FILE HOW: a member of the group "G" that writes "began NUMBER ATTEMPT" and "finished NUMBER" into FILE. HOW is
-"hang" (the event 3 is never finished), "slow" (the event 0 takes ten times HOLD) or "quick".
+"hang" (the event 3 is never finished), "slow" (the event 0 takes ten times HOLD), "quick" or "keep": the event 3 ends when
+there is a file FILE.how, which says "finish" or "fail", and "finished" and "failed" are written with the attempt.
 
 publish WRITER COUNT PAGE: publishes numbered events as fast as it can, PAGE at a time.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from pathlib import Path
 
 import anyio
 
@@ -31,8 +33,23 @@ async def publish_all(bus: EventBus, writer: str, count: int, page: int) -> None
         await bus.publish(TOPIC, [Event("created", TOPIC, {"number": one, "writer": writer}) for one in some])
 
 
+def _told_to(file: Path) -> str:
+    """Wait until *file* says something."""
+    while not file.exists() or not file.read_text():
+        time.sleep(0.005)
+    return file.read_text()
+
+
 async def _consume(bus: EventBus, hold: float, path: str, how: str) -> None:
     with open(path, "a", buffering=1) as file:  # noqa: ASYNC230 - a line at a time
+
+        def keep(event: Event, message: Message) -> None:
+            known = f"{number(event)} {message.attempt}"
+            file.write(f"began {known}\n")
+            if number(event) == 3 and _told_to(Path(path).with_suffix(".how")) == "fail":
+                file.write(f"failed {known}\n")
+                raise ValueError("as it was told to")
+            file.write(f"finished {known}\n")
 
         def handle(event: Event, message: Message) -> None:
             file.write(f"began {number(event)} {message.attempt}\n")
@@ -42,7 +59,7 @@ async def _consume(bus: EventBus, hold: float, path: str, how: str) -> None:
                 time.sleep(10 * hold)
             file.write(f"finished {number(event)}\n")
 
-        await bus.subscribe(TOPIC, handle, group="G", start="beginning")
+        await bus.subscribe(TOPIC, keep if how == "keep" else handle, group="G", start="beginning")
         file.write("ready\n")
         await anyio.sleep_forever()
 

@@ -235,3 +235,19 @@ async def test_tables_of_an_earlier_version_get_the_one_for_keys(postgres_url: s
             connection.execute("UPDATE events_once SET until = now() - interval '1 second'")
             await log.tend()
             assert connection.execute("SELECT count(*) FROM events_once").fetchone() == (0,)
+
+
+@on_asyncio
+async def test_all_keys_that_ran_out_are_removed_however_many_came(postgres_url: str) -> None:
+    log = PostgresLog(postgres_url, connect_timeout=20.0, response_timeout=20.0)
+    await log.connect()
+    try:
+        with psycopg.connect(postgres_url, autocommit=True) as connection:
+            connection.execute(
+                "INSERT INTO events_once SELECT int4send(number), 'one', true, now() + (number - 25000) * interval '1 hour'"
+                " FROM generate_series(1, 25010) AS number"
+            )
+            await log.tend()
+            assert connection.execute("SELECT count(*) FROM events_once").fetchone() == (10,)
+    finally:
+        await log.aclose()

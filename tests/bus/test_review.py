@@ -13,13 +13,14 @@ import pytest
 
 from connector_sdk.bus.bus import EventBus
 from connector_sdk.bus.events import Event
-from connector_sdk.bus.log import START, Delivery, Reading
+from connector_sdk.bus.log import START, Claim, Delivery, Reading
 from connector_sdk.bus.memory import MemoryLog
 from connector_sdk.bus.memory_member import MemoryMember
 from connector_sdk.bus.postgres import PostgresLog
 from connector_sdk.bus.redis import RedisLog
 from connector_sdk.errors import BusClosedError, BusUnavailableError
 from connector_sdk.testing.bus_case import Seen, event, number, until
+from tests.bus.redis_place import AgingRedisLog
 from tests.servers.fixtures import Server, one_kind
 from tests.servers.proxy import Proxy
 
@@ -110,28 +111,6 @@ async def test_a_loop_over_events_that_gives_up_waiting_at_any_moment_loses_none
         assert got == list(range(count))
 
 
-async def test_what_a_slow_subscription_left_unread_goes_to_another_with_the_same_handler() -> None:
-    got: list[int] = []
-    gate = anyio.Event()
-
-    async def handle(one: Event) -> None:
-        got.append(number(one))
-        if len(got) == 3:
-            await gate.wait()
-
-    async with EventBus(MemoryLog()) as bus:
-        older = await bus.subscribe("t", handle, queue_size=2)
-        await bus.subscribe("t", handle)
-        await bus.publish("t", [event(value, "t") for value in range(200)])
-        await until(lambda: len(got) == 3, PATIENCE)
-        await older.cancel(wait=False)
-        gate.set()
-        await bus.publish("t", event(200, "t"))
-        await bus.settle(PATIENCE)
-        assert sorted(got) == list(range(201))
-        assert not bus.stats().lost
-
-
 async def test_an_event_that_waits_for_another_attempt_holds_up_only_its_key() -> None:
     got: list[int] = []
 
@@ -165,6 +144,45 @@ async def test_the_queue_size_bounds_what_waits_behind_attempts_to_come() -> Non
         await until(lambda: subscription.stats.failures >= 10, PATIENCE)
         await anyio.wait_all_tasks_blocked()
         assert subscription.stats.waiting == 10
+
+
+class LateMember(MemoryMember):
+    async def recover(self, limit: int, idle: float) -> Claim:
+        claim = await super().recover(limit, idle)
+        assert isinstance(self._log, LateMembers)
+        self._log.recovered.set()
+        await self._log.answer.wait()
+        return claim
+
+
+class LateMembers(MemoryLog):
+    """Its members get the answer to a recovery when they are let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recovered, self.answer = anyio.Event(), anyio.Event()
+
+    def member(self, group: str, consumer: str, *, hold: float) -> MemoryMember:
+        return LateMember(self, group, consumer, hold, self._fellowships.setdefault(group, {}))
+
+
+async def test_a_recovery_for_a_subscription_that_ends_meanwhile_ends_and_keeps_nothing() -> None:
+    log = LateMembers()
+    async with EventBus(log, hold=600.0) as bus:
+        silent = log.member("G", "silent", hold=600.0)
+        await silent.follow("t", START)
+        await bus.publish("t", [event(value, "t") for value in range(5)])
+        await silent.claim(5, wait=0.0)
+        subscription = await bus.subscribe("t", Seen(), group="G")
+        async with anyio.create_task_group() as group:
+            group.start_soon(bus.recover, "G", 0.0)
+            await log.recovered.wait()
+            await subscription.cancel()
+            log.answer.set()
+            group.cancel_scope.deadline = anyio.current_time() + PATIENCE
+        assert not group.cancel_scope.cancelled_caught
+        assert not subscription.stats.waiting
+        assert len((await silent.claim(10, wait=0.0)).deliveries) == 5
 
 
 class SlowlyLeaving(MemoryMember):
@@ -348,6 +366,35 @@ async def test_what_retention_took_while_a_handler_had_it_is_counted_when_it_is_
         await member.aclose()
     finally:
         await log.aclose()
+
+
+@on_asyncio
+@one_kind
+async def test_a_slow_subscription_is_told_of_a_loss_when_nothing_came_after_it(redis_server: Server) -> None:
+    got: list[int] = []
+    gate = anyio.Event()
+
+    async def handle(one: Event) -> None:
+        got.append(number(one))
+        await gate.wait()
+
+    log = AgingRedisLog(
+        redis_server.url,
+        f"review-{secrets.token_hex(4)}",
+        ttl_seconds=1.0,
+        connect_timeout=20.0,
+        response_timeout=20.0,
+    )
+    async with EventBus(log) as bus:
+        await bus.subscribe("t", handle, queue_size=2)
+        await bus.publish("t", [event(value, "t") for value in range(50)])
+        await until(lambda: bool(got), PATIENCE)
+        with anyio.fail_after(PATIENCE):
+            while (info := await bus.info("t")) is not None and info.length:
+                await bus.publish("other", event(0, "other"))  # whoever publishes lets go what is old, in all topics
+                await anyio.sleep(0.1)
+        gate.set()
+        await until(lambda: len(got) < 50 and "trimmed" in bus.stats().lost, PATIENCE)
 
 
 @on_asyncio

@@ -36,8 +36,9 @@ def test_version_and_help() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["nonsense"], "No such command"),
+        (["nonsense"], "No such command 'nonsense'; see connector-sdk --help"),
         (["--nonsense"], "No such option"),
+        (["serve", "--nonsense"], "; see connector-sdk serve --help"),
         (["tail"], "URL"),
         (["tail", "http://127.0.0.1:1/", "--limit", "0"], "--limit"),
         (["tail", "http://127.0.0.1:1/", "--limit", "few"], "--limit"),
@@ -52,11 +53,23 @@ def test_version_and_help() -> None:
         (["demo", "--seconds", "0"], "--seconds"),
         (["demo", "--rate", "inf"], "rate=inf"),
         (["demo", "surplus"], "surplus"),
+        (["demo", "--rate", "5", "--seconds", "2"], "choose one"),
+        (["demo", "--bus", "redis", "--cuts", "12", "--kill-redis"], "leave out --cuts, --kill-redis, or --bus"),
         (["demo", "--index", "missing/folder/index.db"], "missing/folder/index.db"),
     ],
 )
 def test_bad_options_are_one_line_and_code_2(arguments: list[str], says: str, tmp_path: Path) -> None:
     assert_bad_input(run(*arguments, cwd=tmp_path), says)
+
+
+def test_the_demo_names_a_command_that_can_be_typed(tmp_path: Path) -> None:
+    """`make demo` runs the command out of an environment that is not active: the shell does not know its name."""
+    told = run("demo", "--seconds", "1", "--events", "20", PATH=str(tmp_path))
+    assert f"  {sys.executable} -m connector_sdk.cli demo --bus redis " in told.out
+    (tmp_path / "connector-sdk").write_text("#!/bin/sh\n")
+    (tmp_path / "connector-sdk").chmod(0o755)
+    told = run("demo", "--seconds", "1", "--events", "20", PATH=str(tmp_path))
+    assert "  connector-sdk demo --bus redis " in told.out
 
 
 @pytest.mark.parametrize("command", ["demo", "serve"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 
 import msgspec
 import pytest
 
 from connector_sdk.cli.bus_account import BusAccount, DeadLetterSeen, GroupAccount, Worker
-from tests.cli.commands import assert_bad_input, run
+from tests.cli.commands import Process, assert_bad_input, run
 
 
 @pytest.mark.timeout(150)
@@ -26,8 +28,36 @@ def test_the_account_balances(where: str) -> None:
     assert letter["group"] == "search"
     assert letter["attempts"] == 3
     assert letter["error"].startswith("ValueError: ")
-    for says in ("search A", "is a dead letter of search after 3 attempts", "redriven", "BALANCED: "):
+    assert not [line for line in process.err.splitlines() if line != line.rstrip()]
+    for says in (
+        "search A",
+        "What to try next",
+        "is a dead letter of search after 3 attempts",
+        "redriven",
+        "BALANCED: ",
+    ):
         assert says in process.err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("where", ["memory", "redis", "postgres"])
+def test_a_signal_ends_it_soon_and_cleanly(where: str, number: signal.Signals, code: int) -> None:
+    """A member that can no longer finish would be waited for, 30 seconds long."""
+    with Process("demo", "--bus", where, "--seconds", "30") as process:
+        process.wait_for(r"\d\.\d s  published")
+        begin = time.monotonic()
+        assert process.interrupt(number).end() == code
+        assert time.monotonic() - begin < 20.0
+    assert process.err == ""
+
+
+@pytest.mark.parametrize(
+    "where", ["redis://127.0.0.1:1/0", "redis://:s3cret@127.0.0.1:port/0", "postgresql://me:s3cret@127.0.0.1:1/no"]
+)
+def test_a_place_that_cannot_be_had_is_told_before_the_story(where: str) -> None:
+    process = run("demo", "--bus", where)
+    assert_bad_input(process, "connector-sdk: --bus: ")
+    assert "s3cret" not in process.err
 
 
 def test_a_place_that_it_does_not_know_is_told_without_its_secrets() -> None:

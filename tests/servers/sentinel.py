@@ -82,7 +82,7 @@ class SentinelSet:
         """Kill the master and wait until the sentinel has promoted the replica; return the one that was killed."""
         lost = self.master
         lost.kill()
-        self._wait_for_another_than(lost)
+        self.wait_for_another_than(lost)
         return lost
 
     def graceful_failover(self) -> RedisServer:
@@ -95,10 +95,12 @@ class SentinelSet:
         old = self.master
         wait_until(self._replica_is_known, "the sentinel knows a good replica")
         self._ask("SENTINEL", "FAILOVER", MASTER_NAME)
-        self._wait_for_another_than(old)
+        self.wait_for_another_than(old)
         return old
 
-    def _wait_for_another_than(self, old: RedisServer) -> None:
+    def wait_for_another_than(self, old: RedisServer) -> None:
+        """Wait until another server than *old* is the master, in the words of the sentinel and in its own."""
+
         def switched() -> bool:
             # While it changes over the sentinel names either, depending on how it is asked.
             return self._state()["flags"] == "master" and self.master is not old and _role(self.master)[0] == "master"

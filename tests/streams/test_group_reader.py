@@ -244,6 +244,25 @@ async def test_who_leaves_gives_all_to_the_others_at_once(place: StreamPlace) ->
     assert "one" not in place.pending("a")
 
 
+@one_kind
+async def test_what_a_blocked_request_brings_is_not_found_a_second_time(place: StreamPlace) -> None:
+    """A new connection lets the consumer look for what is pending for it: that may be what is on its way by another one."""
+    client = place.client()
+    one = GroupReader(client, b"g", b"one", hold=600.0, connect_timeout=PATIENCE, response_timeout=PATIENCE)
+    await one.follow(place.key("a").encode(), b"0")
+    waiting = asyncio.create_task(one.claim(10, PATIENCE))
+    await eventually(lambda: int(place.raw.info("clients")["blocked_clients"]) >= 1, "a blocked claim")
+    waiting.cancel()
+    await asyncio.wait((waiting,))
+    place.add("a", range(3))  # the request goes on, and its reply is for the next claim
+    await eventually(lambda: all(task.done() for task in one._reading.values()), "a reply")
+    client.disconnect()
+    await client.call("PING", key=b"", timeout=PATIENCE)
+    found = [number(entry) for _ in range(3) for entry in (await one.claim(10, 0.1)).entries]
+    assert sorted(found) == [0, 1, 2]
+    await one.aclose()
+
+
 async def test_a_cancelled_claim_loses_nothing(place: StreamPlace) -> None:
     one = await place.member("one", "a")
     entries: list[GroupEntry] = []

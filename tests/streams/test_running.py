@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import defaultdict
 
 import anyio
@@ -83,6 +84,7 @@ async def test_an_entry_that_fails_for_good_ends_the_run_and_comes_again(place: 
         with pytest.raises(HandlerError) as caught:
             await consumer.run(fail, retry_delays=[], until_idle=True)
         assert isinstance(caught.value.__cause__, ValueError)
+        assert re.search(r"<locals>\.fail failed for entry \d+-\d+ of '.+' once, with ValueError", str(caught.value))
         await consumer.flush()
         entries = [(await consumer.get_entry(PATIENCE))[1] for _ in range(4)]
         assert sorted((number(entry), entry.attempt) for entry in entries if entry) == [(1, 2), (2, 1), (3, 1), (4, 1)]
@@ -103,6 +105,33 @@ async def test_who_gives_up_an_entry_goes_on(place: StreamPlace) -> None:
         await consumer.run(fail, retry_delays=[0.0], on_failure=give_up, until_idle=True)
         assert (given_up, consumer.stats().failed) == ([(1, "no")], 2)
     assert place.pending_count("a") == 0
+
+
+async def test_a_function_that_is_not_async_is_told_at_once(place: StreamPlace) -> None:
+    """Not after all the pauses, as the failure of an entry."""
+    place.add("a", [1])
+    called: list[Entry] = []
+
+    async def fail(entry: Entry) -> None:
+        raise ValueError("no")
+
+    async with place.group_consumer("a") as consumer:
+        with pytest.raises(ConfigurationError, match=r"handler='no function' .* a function of an entry"):
+            await consumer.run("no function", until_idle=True)  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError, match=r"handler='list.append' .* an async function"):
+            await consumer.run(called.append, retry_delays=[3600.0], until_idle=True)  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError, match=r"on_failure='.*<lambda>' .* an async function"):
+            await consumer.run(fail, retry_delays=[], on_failure=lambda *_: None, until_idle=True)  # type: ignore[arg-type]
+        assert [number(entry) for entry in called] == [1]
+    assert place.pending_count("a") == 1
+
+
+async def test_an_entry_shows_what_it_is(place: StreamPlace) -> None:
+    place.add("a", [7])
+    async with place.group_consumer("a") as consumer:
+        _, entry = await consumer.get_entry(PATIENCE)
+    assert entry is not None
+    assert repr(entry) == f"Entry({entry.stream!r}, {entry.identifier!r}, {entry.fields!r}, attempt=1)"
 
 
 async def test_an_entry_that_its_handler_refused_is_not_acknowledged(place: StreamPlace) -> None:

@@ -45,10 +45,12 @@ BEGIN
 END
 $$;
 
--- Remove rows that ran out, up to 10,000; those that somebody is at are left for the next time. now() is what the index is good
--- for, and one call is one moment.
-CREATE OR REPLACE FUNCTION events_forget() RETURNS void LANGUAGE sql AS $$
-    DELETE FROM events_once WHERE key IN (
-        SELECT o.key FROM events_once o WHERE o.until <= now() ORDER BY o.until LIMIT 10000 FOR UPDATE SKIP LOCKED
-    )
+-- Remove rows that ran out, up to *p_limit*, and return how many; those that somebody is at are left for the next time. now() is
+-- what the index is good for, and one call is one moment.
+CREATE OR REPLACE FUNCTION events_forget(p_limit integer) RETURNS bigint LANGUAGE sql AS $$
+    WITH gone AS (
+        DELETE FROM events_once WHERE key IN (
+            SELECT o.key FROM events_once o WHERE o.until <= now() ORDER BY o.until LIMIT p_limit FOR UPDATE SKIP LOCKED
+        ) RETURNING 1
+    ) SELECT count(*) FROM gone
 $$;
