@@ -42,6 +42,11 @@ class EventStream:
         self._taken = anyio.Event()
         self._is_over = False
 
+    def __repr__(self) -> str:
+        topic = self._topic if isinstance(self._topic, str) else self._topic.__qualname__
+        state = "ended" if self._is_over else "not begun" if self._subscription is None else "open"
+        return f"<EventStream {topic!r} {state}>"
+
     async def _open(self) -> None:
         if self._subscription is None and not self._is_over:
             self._living[self] = None
@@ -90,7 +95,8 @@ class EventStream:
         while (event := self._event) is None or self._is_over:
             if self._is_over:
                 raise StopAsyncIteration
-            self._offered = anyio.Event()
+            if self._offered.is_set():
+                self._offered = anyio.Event()
             await self._offered.wait()
         # From here on nothing waits: whoever is cancelled now has it.
         self._event = None

@@ -97,6 +97,9 @@ class MemoryLog:
         """See `EventLog.keeps_objects`."""
         return True
 
+    def __repr__(self) -> str:
+        return f"<MemoryLog of {len(self._topics)} topics>"
+
     async def connect(self) -> None:
         """See `EventLog.connect`."""
         await checkpoint()

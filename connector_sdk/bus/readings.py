@@ -13,7 +13,7 @@ from connector_sdk.bus.stats import BusHealth, BusStats
 from connector_sdk.bus.subscription import Subscription
 from connector_sdk.bus.tallying import Totals
 from connector_sdk.bus.topics import check_topic
-from connector_sdk.errors import BusClosedError
+from connector_sdk.errors import BusClosedError, ConfigurationError
 from connector_sdk.forks import start_empty_after_fork
 from connector_sdk.observe import Notifier
 from connector_sdk.options import check_seconds
@@ -30,6 +30,12 @@ class BusReadings:
     """The part of an `EventBus` that changes nothing."""
 
     def __init__(self, log: EventLog, observer: object | None) -> None:
+        if not isinstance(getattr(log, "keeps_objects", None), bool):
+            # Not what it is: an address may have a password.
+            allowed = (
+                "an EventLog, such as MemoryLog(), RedisLog(url) or PostgresLog(dsn); see create_event_bus for settings"
+            )
+            raise ConfigurationError("log", type(log), allowed)
         self._log = log
         self._notifier = Notifier(observer, logger)
         self._outages = Outages(log.name, self._notifier)

@@ -37,6 +37,7 @@ _BATCH: Final = 1000  # entries
 _LAG_COUNT: Final = 1000
 #: What the server says to users and settings that no waiting mends.
 _HOPELESS: Final = ("NOAUTH", "WRONGPASS", "NOPERM", "WRONGTYPE")
+_UNWANTED: Final = "ERR AUTH "  # to who has one, of a server that wants none
 
 
 class RedisLog:
@@ -155,7 +156,7 @@ class RedisLog:
         return False
 
     def __repr__(self) -> str:
-        return f"RedisLog({self.name})"
+        return f"<RedisLog {self.name}>"
 
     async def connect(self) -> None:
         """See `EventLog.connect`."""
@@ -164,7 +165,7 @@ class RedisLog:
             check_version(facts)
             await self._storage.try_script()
         except RedisRefusedError as error:
-            if error.code in _HOPELESS:
+            if error.code in _HOPELESS or error.message.startswith(_UNWANTED):
                 raise ConfigurationError(
                     "redis_url", None, f"a server that lets this user in, and it says: {error.message}", secret=True
                 ) from error

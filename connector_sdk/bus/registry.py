@@ -175,6 +175,9 @@ class EventRegistry:
 
         return add if cls is None else add(cls)
 
+    def __repr__(self) -> str:
+        return f"<EventRegistry of {', '.join(self.known)}{', strict' if self.strict else ''}>"
+
     @property
     def known(self) -> tuple[str, ...]:
         """The names that are registered, sorted."""

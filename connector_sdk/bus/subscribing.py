@@ -128,7 +128,9 @@ class Subscribing(msgspec.Struct, frozen=True, kw_only=True):
             try:
                 self.log.order(start)
             except (ValueError, TypeError) as error:
-                allowed = f"a position that the log on {self.log.name} gave"
+                allowed = (
+                    f'"now", "beginning", a datetime with a zone, or a position that the log on {self.log.name} gave'
+                )
                 raise ConfigurationError("start", start, allowed) from error
 
 
