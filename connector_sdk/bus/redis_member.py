@@ -255,6 +255,7 @@ class RedisMember:
         self._check_open()
         with told_as_bus_errors():
             await self._reader.beat()
+            await self._reader.return_unclaimed()
         renew = time.monotonic() >= self._renew_at
         if renew:
             self._renew_at = time.monotonic() + self._renew_every

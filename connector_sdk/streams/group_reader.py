@@ -80,6 +80,7 @@ class GroupReader(GroupRecalling):
         self._changed = False
         #: Ends a wait for new entries.
         self._sooner: asyncio.Future[None] | None = None
+        self._claims = 0
         #: Whether there was as much as was asked for the last time.
         self._flows = False
         self._paused: set[bytes] = set()
@@ -166,6 +167,31 @@ class GroupReader(GroupRecalling):
         Waits up to *wait* seconds for the first. A group or stream that the server lost is made anew, at the beginning of
         what is there now, and told as a loss.
         """
+        self._claims += 1
+        try:
+            return await self._claim(limit, wait)
+        finally:
+            self._claims -= 1
+
+    async def return_unclaimed(self) -> None:
+        """
+        Let others have what came for a claim that did not wait for it, unless somebody claims now; the attempt does not count.
+
+        Call it from time to time while the caller has its hands full.
+        """
+        if self._claims:
+            return
+        with contextlib.suppress(RedisUnavailableError, RedisRefusedError):  # the next claim asks again, and is told
+            self._collect()
+        ready = list(self._ready)
+        self._ready.clear()
+        try:
+            await self.give_back(ready)
+        except BaseException:
+            self._ready.extendleft(reversed(ready))
+            raise
+
+    async def _claim(self, limit: int, wait: float) -> GroupClaim:
         deadline = time.monotonic() + wait
         checked = recovered = 0
         while True:

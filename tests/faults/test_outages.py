@@ -89,7 +89,8 @@ async def test_killed_and_restarted(
     stats = await buffer.stats()
     assert stats.shared is not None
     if appendonly:
-        books.check()
+        # It may die after it has handed a page over and before it has heard that the page has arrived.
+        books.check(in_doubt=stats.in_doubt)
         assert DropReason.LOST not in stats.shared.dropped
     else:
         lost = stats.shared.dropped[DropReason.LOST]

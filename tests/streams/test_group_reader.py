@@ -263,6 +263,24 @@ async def test_what_a_blocked_request_brings_is_not_found_a_second_time(place: S
     await one.aclose()
 
 
+@one_kind
+async def test_what_came_and_nobody_claims_goes_to_others(place: StreamPlace) -> None:
+    one, other = await place.member("one", "a"), await place.member("other", "a")
+    place.add("a", [0])
+    (first,) = await claim_all(one, 1)
+    waiting = asyncio.create_task(one.claim(1, PATIENCE))
+    await eventually(lambda: int(place.raw.info("clients")["blocked_clients"]) >= 1, "a blocked claim")
+    await one.return_unclaimed()  # does nothing: somebody claims
+    await one.give_back([first])
+    assert numbers(await waiting) == [0]
+    place.add("a", [1])  # for the request, which goes on
+    await eventually(lambda: all(task.done() for task in one._reading.values()), "a reply")
+    assert numbers(await other.claim(10, 0.0)) == []
+    await one.return_unclaimed()
+    (found,) = await claim_all(other, 1)
+    assert (number(found), found.attempt) == (1, 1)
+
+
 async def test_a_cancelled_claim_loses_nothing(place: StreamPlace) -> None:
     one = await place.member("one", "a")
     entries: list[GroupEntry] = []
