@@ -45,6 +45,7 @@ _TICK: Final = 0.1  # seconds
 _DRAIN_EVERY: Final = 1.0  # seconds; elsewhere than on a terminal, also between two lines
 _DRAW_EVERY: Final = 0.2  # seconds, on a terminal
 _LEASE: Final = 1000  # events taken at once
+_PATIENCE: Final = 0.2  # seconds that Redis lives longer while nothing is there to be on lease when it dies
 _SETTLE: Final = 10.0  # seconds for what is on its way or on lease when the stream has ended
 _GRACE: Final = 20.0  # seconds beyond the planned time after which the demo gives up and shows what there is
 _CUT_WITHIN: Final = 200  # bytes of an event that are sent at most before it is cut
@@ -251,7 +252,7 @@ class _Run:
             return
         if killing.is_due(seconds):
             self._drain(progress, seconds)
-        if killing.is_due(seconds):
+        if killing.is_due(seconds - _PATIENCE):
             killing.kill(seconds, 0)
             progress.say(f"{seconds:5.1f} s  Redis is killed")
         if killing.restart(seconds):
